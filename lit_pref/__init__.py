@@ -1,0 +1,42 @@
+"""Preference fine-tuning of language models for PyTorch Lightning and Hydra.
+
+Names are imported on first use, so that ``import lit_pref`` imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DPO": "objectives",
+    "REINFORCE": "objectives",
+    "PairwiseModule": "objectives",
+    "PolicyGradientModule": "objectives",
+    "OptimizerSettings": "objectives",
+    "SchedulerSettings": "objectives",
+    "OnPolicyDataModule": "data",
+    "OfflineDataModule": "data",
+    "RoundDataModule": "data",
+    "HFPolicy": "policies",
+    "FrozenReference": "policies",
+    "NativeSampler": "sampling",
+    "Evaluation": "callbacks",
+    "TextTask": "tasks",
+    "TokenBandit": "tasks",
+    "Refusal": "errors",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"lit_pref.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'lit_pref' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,164 @@
+"""From a configuration to objects, in an order that checks everything before weights load."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lit_pref.callbacks import MetricsCSV, RunFiles
+from lit_pref.data import RoundDataModule
+from lit_pref.objectives import ObjectiveModule
+from lit_pref.policies.hf import HFPolicy
+from lit_pref.rewards import task_reward
+from lit_pref.tasks.base import Task
+from lit_pref.types import Refusal
+
+__all__ = ["Parts", "build", "make"]
+
+log = logging.getLogger(__name__)
+
+_NOT_ARGUMENTS = ("name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing")
+"""Keys of a node that other nodes read; they are not arguments of its class."""
+
+
+@dataclass
+class Parts:
+    """What a run is made of; no weight is loaded yet."""
+
+    task: Task
+    policy: Any
+    objective: ObjectiveModule
+    data: RoundDataModule
+
+
+def make(node: DictConfig, **extra: Any) -> Any:
+    """Build a node's object; extra arguments are passed where the constructor takes them.
+
+    Nested nodes with a ``_target_`` go through Hydra; the outermost call is plain Python, so that
+    objects arrive as they are and the constructor's own errors come out unwrapped.
+    """
+    fields = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(fields, dict)
+    target = fields.pop("_target_")
+    try:
+        kind = get_object(target)
+    except Exception as error:
+        raise Refusal(
+            f"cannot import {target!r} ({error}); check the _target_ of this group"
+        ) from error
+    taken = inspect.signature(kind).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    fields = {k: v for k, v in fields.items() if k not in _NOT_ARGUMENTS or k in taken}
+    arguments = {k: _nested(v) for k, v in fields.items()}
+    arguments.update({k: v for k, v in extra.items() if k in taken or open_ended})
+    if arguments.pop("_partial_", False):
+        return functools.partial(kind, **arguments)
+    return kind(**arguments)
+
+
+def _nested(value: Any) -> Any:
+    """Objects for the parts of a field that have a ``_target_``."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            try:
+                return instantiate(value, _convert_="all")
+            except InstantiationException as error:
+                raise (error.__cause__ or error) from None
+        return {k: _nested(v) for k, v in value.items()}
+    return [_nested(v) for v in value] if isinstance(value, list) else value
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Task, policy, objective and data, checked; weights load when training starts."""
+    spec = make(cfg.model)
+    task: Task = make(
+        cfg.task,
+        tokenizer=spec.tokenizer,
+        eos_ids=spec.eos_ids,
+        context_length=spec.context_length,
+        max_new_tokens=cfg.sampler.max_new_tokens,
+    )
+    _check_lengths(cfg, spec, task)
+    task.check()
+    initialise = functools.partial(task.initialise, cache_dir=cfg.paths.cache_dir)
+    takes_cache = "cache_dir" in inspect.signature(task.initialise).parameters
+    policy = HFPolicy(
+        spec,
+        initialise=initialise if takes_cache else task.initialise,
+        path=cfg.model.forward,
+        gradient_checkpointing=cfg.model.gradient_checkpointing,
+    )
+    reference = make(cfg.reference) if "_target_" in cfg.reference else None
+    objective = make(
+        cfg.objective,
+        policy=policy,
+        reference=reference,
+        optimizer=make(cfg.optimizer),
+        scheduler=make(cfg.scheduler),
+    )
+    reward = None
+    if cfg.reward.name == "task":
+        if cfg.data.name == "onpolicy" or task.true_reward() is not None:
+            reward = task_reward(task)
+    else:
+        reward = make(cfg.reward)
+    data = make(
+        cfg.data,
+        task=task,
+        sampler=make(cfg.sampler),
+        reward=reward,
+        max_steps=cfg.trainer.max_steps,
+        seed=cfg.seed,
+    )
+    return Parts(task=task, policy=policy, objective=objective, data=data)
+
+
+def _check_lengths(cfg: DictConfig, spec: Any, task: Task) -> None:
+    room = spec.context_length
+    if cfg.sampler.max_new_tokens >= room:
+        raise Refusal(
+            f"sampler.max_new_tokens={cfg.sampler.max_new_tokens} leaves no room for a prompt in "
+            f"the context of {spec.name} ({room} tokens); lower sampler.max_new_tokens"
+        )
+
+
+def trainer_of(cfg: DictConfig, parts: Parts, folder: str, **extra: Any) -> L.Trainer:
+    """The trainer of a run: the configuration's options, the data's, ours and the user's."""
+    options = OmegaConf.to_container(cfg.trainer, resolve=True)
+    assert isinstance(options, dict)
+    wanted = parts.data.trainer_kwargs()
+    callbacks = wanted.pop("callbacks")
+    for node in (cfg.callbacks or {}).values():
+        callbacks.append(make(node))
+    callbacks += [RunFiles(folder), *extra.pop("callbacks", [])]
+    loggers = [MetricsCSV(folder), *(make_logger(node) for node in (cfg.logger or {}).values())]
+    return L.Trainer(
+        **{**options, **wanted},
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **extra,
+    )
+
+
+def make_logger(node: DictConfig) -> Any:
+    """A Lightning logger; a missing package is a refusal that names the install command."""
+    try:
+        return make(node)
+    except ModuleNotFoundError as error:
+        name = node["_target_"].rsplit(".", 1)[-1]
+        extra = "wandb" if "Wandb" in name else "tensorboard"
+        raise Refusal(
+            f"{name} needs a package that is not installed ({error}); "
+            f'install it with: pip install -e ".[{extra}]"'
+        ) from error

@@ -1,0 +1,222 @@
+"""Checks of the command line before Hydra runs: unknown groups, options and keys, by name.
+
+Hydra says little about a misspelt group or key. Here the nearest names are suggested, and the
+configuration is composed once so that every mistake is found before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import lit_pref
+from lit_pref.errors import Refusal
+
+__all__ = ["check_arguments", "compose_config", "config_dir", "did_you_mean"]
+
+_OVERRIDE = re.compile(
+    r"^(?P<mark>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@\-\[\]]*)(=(?P<value>.*))?$", re.S
+)
+_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package")
+
+
+def config_dir() -> Path:
+    """The folder of our configuration groups, installed or in a clone."""
+    here = Path(lit_pref.__file__).parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / "train.yaml").exists():
+            return folder
+    raise Refusal(
+        f"the configuration folder of lit_pref is missing beside {here}; install the package "
+        "(pip install -e .) or run from a clone"
+    )
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """A phrase with the nearest names, empty when none is near."""
+    names = list(names)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    last = word.rsplit(".", 1)[-1]
+    for name in names:  # the right key in another place
+        if name.rsplit(".", 1)[-1] == last and name not in near:
+            near.append(name)
+    return f" Did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse what cannot be composed, naming the nearest right name.
+
+    Args:
+        arguments: the command line without the program's name.
+
+    Raises:
+        Refusal: an unknown group, option or key, a missing value, an unusable run directory.
+    """
+    overrides, flags, searched = _split(arguments)
+    if flags & {"--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion"}:
+        return
+    if flags & {"--config-path", "-cp", "--config-name", "-cn"}:
+        return  # another primary configuration: Hydra's own messages
+    parsed = [_parse(o) for o in overrides]
+    multirun = bool(flags & {"--multirun", "-m"})
+    with _hydra():
+        groups = _groups(searched)
+        choices: list[str] = []
+        for mark, key, value in parsed:
+            if key in groups and value is not None and mark != "~":
+                for option in _options(value) if multirun else [value]:
+                    if option not in (*groups[key], "null") and not option.startswith("$"):
+                        raise Refusal(
+                            f"{key}={option}: there is no such option; choose from "
+                            f"{', '.join(groups[key])}.{did_you_mean(option, groups[key])}"
+                        )
+                first = _options(value)[0] if multirun else value
+                choices.append(f"{mark}{key}={first}")
+        base = compose_config(choices, searched)
+        _check_keys(parsed, base, groups)
+        if not multirun:
+            _check_composed(overrides, searched)
+    _check_run_directory(parsed)
+
+
+def compose_config(overrides: Sequence[str], searched: Sequence[str] = ()) -> DictConfig:
+    """The configuration for these overrides; Hydra must be initialised."""
+    extra = [f"hydra.searchpath=[{','.join(f'file://{s}' for s in searched)}]"] if searched else []
+    try:
+        return compose("train", overrides=[*overrides, *extra])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refusal(f"the configuration cannot be composed: {_first_lines(error)}") from error
+
+
+class _hydra:
+    """Hydra initialised on our folder for the time of a block."""
+
+    def __enter__(self) -> None:
+        GlobalHydra.instance().clear()
+        initialize_config_dir(str(config_dir()), version_base="1.3")
+
+    def __exit__(self, *error: object) -> None:
+        GlobalHydra.instance().clear()
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
+    """(overrides, flags, folders given by --config-dir)."""
+    overrides, flags, searched = [], set(), []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        name, _, value = word.partition("=")
+        flags.add(name)
+        if name in _WITH_VALUE and not value and rest:
+            value = rest.pop(0)
+        if name in ("--config-dir", "-cd"):
+            searched.append(str(Path(value).resolve()))
+        elif name == "--cfg" and not value and rest:
+            rest.pop(0)
+    return overrides, flags, searched
+
+
+def _parse(override: str) -> tuple[str, str, str | None]:
+    match = _OVERRIDE.match(override)
+    if match is None or (match["value"] is None and match["mark"] != "~"):
+        raise Refusal(
+            f"{override!r} is not an override; expected key=value, for example objective=dpo or "
+            "optimizer.lr=1e-4"
+        )
+    return match["mark"] or "", match["key"], match["value"]
+
+
+def _options(value: str) -> list[str]:
+    return [v.strip() for v in value.split(",")] if re.fullmatch(r"[\w,\s./-]+", value) else [value]
+
+
+def _groups(searched: Sequence[str]) -> dict[str, list[str]]:
+    """Our groups and their options, with those of the user's folders."""
+    found: dict[str, set[str]] = {}
+    for root in (config_dir(), *map(Path, searched)):
+        for file in sorted(root.rglob("*.yaml")):
+            group = file.parent.relative_to(root).as_posix()
+            if group != ".":
+                found.setdefault(group, set()).add(file.stem)
+    return {group: sorted(options) for group, options in found.items()}
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    out = []
+    for key in cfg:
+        out.append(f"{prefix}{key}")
+        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, str(key)):
+            value = cfg[key]
+            if isinstance(value, DictConfig):
+                out += _keys(value, f"{prefix}{key}.")
+    return out
+
+
+def _check_keys(
+    parsed: Sequence[tuple[str, str, str | None]], base: DictConfig, groups: dict[str, list[str]]
+) -> None:
+    keys = _keys(base)
+    known = set(keys)
+    tops = [*(g for g in groups if "/" not in g), *(k for k in base if k not in groups)]
+    for mark, key, _ in parsed:
+        if key in groups or "/" in key or "@" in key or key.startswith("hydra."):
+            continue
+        if mark in ("+", "++") or key in known or _inside_open_node(key, base):
+            continue
+        top = key.split(".")[0]
+        names = keys if "." in key and (top in known or top in groups) else [*tops, *keys]
+        raise Refusal(
+            f"{key}: there is no such key.{did_you_mean(key, names)} "
+            "All keys: python train.py --cfg job"
+        )
+
+
+def _inside_open_node(key: str, base: DictConfig) -> bool:
+    """A key below a node that is free-form (a mapping whose value is null, like task.columns)."""
+    parts = key.split(".")
+    for n in range(1, len(parts)):
+        parent = OmegaConf.select(base, ".".join(parts[:n]), throw_on_missing=False)
+        if parent is None and ".".join(parts[:n]) in _keys(base):
+            return True
+    return False
+
+
+def _check_composed(overrides: Sequence[str], searched: Sequence[str]) -> None:
+    """The whole configuration: composition errors, values that must be given."""
+    kept = [o for o in overrides if not o.lstrip("+~").startswith("hydra.")]
+    cfg = compose_config([*kept, "paths.run_dir=."], searched)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise Refusal(
+            f"{missing[0]} must be given (it has no default): add {missing[0]}=... to the command"
+        )
+
+
+def _check_run_directory(parsed: Sequence[tuple[str, str, str | None]]) -> None:
+    given = [v for _, key, v in parsed if key in ("hydra.run.dir", "hydra.sweep.dir") and v]
+    folder = Path(given[-1].strip("'\"") if given else "runs").absolute()
+    if "${" in str(folder):
+        folder = Path(str(folder).split("${")[0])
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise Refusal(
+            f"the run directory cannot be made: {folder} is not a folder that can be written to; "
+            "choose another with hydra.run.dir=FOLDER"
+        )
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:3])

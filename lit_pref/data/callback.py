@@ -1,0 +1,71 @@
+"""Arms the DataModule at the right moment and commits positions; part of ``trainer_kwargs``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from lit_pref.data.datamodule import RoundDataModule
+from lit_pref.types import Refusal
+
+__all__ = ["RoundCallback"]
+
+
+class RoundCallback(L.Callback):
+    """The trainer's side of rounds.
+
+    ``train_dataloader`` is the only hook between "everything is restored" and "lengths are
+    frozen"; before ``on_fit_start`` nothing is restored yet, so the DataModule refuses until then.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        data = trainer.datamodule
+        if not isinstance(data, RoundDataModule):
+            raise Refusal(
+                f"expected one of lit_pref's DataModules, got {type(data).__name__}; pass "
+                "datamodule=OnPolicyDataModule(...) or OfflineDataModule(...) to trainer.fit"
+            )
+        self._check(trainer, data)
+        data.armed = False
+
+    @staticmethod
+    def _check(trainer: L.Trainer, data: RoundDataModule) -> None:
+        replaced = [
+            ("accumulate_grad_batches", 1, "data.micro_batch_tokens"),
+            ("gradient_clip_val", None, "optimizer.clip_norm"),
+        ]
+        for name, neutral, instead in replaced:
+            value = getattr(trainer, name)
+            if value not in (neutral, 0 if neutral is None else neutral):
+                raise Refusal(
+                    f"trainer.{name}={value} does not apply (an optimizer step is one batch of "
+                    f"groups, optimised manually); use {instead} instead"
+                )
+        every = trainer.reload_dataloaders_every_n_epochs
+        if every != 1:
+            raise Refusal(
+                f"trainer.reload_dataloaders_every_n_epochs={every}: rounds need 1; build the "
+                "trainer with Trainer(**datamodule.trainer_kwargs())"
+            )
+        epochs = data.rounds * data.reuse
+        if trainer.max_epochs not in (epochs, -1):
+            raise Refusal(
+                f"trainer.max_epochs={trainer.max_epochs}, but rounds x reuse = {epochs}; "
+                "set data.rounds (max_epochs is derived from it)"
+            )
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.datamodule.armed = True  # type: ignore[attr-defined]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        data.loader.commit(batch.index[2] + 1)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        data.loader.commit(data.loader.start())

@@ -1,0 +1,332 @@
+"""Axes 1 and 2: rounds of groups, each used ``reuse`` times.
+
+A Lightning epoch is one *pass* over a round. ``train_dataloader`` makes the round that the epoch
+needs (once: it is idempotent) and returns the same loader object every time.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import lightning as L
+import torch
+
+from lit_pref.data.collate import RoundTensors, sampled_logps
+from lit_pref.data.gather import annotate_over_processes
+from lit_pref.data.generate import generate_groups
+from lit_pref.data.loader import RoundLoader
+from lit_pref.functional.rng import permutation
+from lit_pref.tasks.base import Task
+from lit_pref.types import Group, Prompt, Refusal, RewardSource, Round, RoundClient, Sampler, View
+
+__all__ = ["RoundDataModule", "RoundListener"]
+
+
+class RoundListener(Protocol):
+    """What is told about rounds (progress bars, sample files)."""
+
+    def on_progress(self, stage: str, done: int, total: int) -> None:
+        """``stage`` is ``"generating"`` or ``"scoring"``; counts are responses."""
+        ...
+
+    def on_round(self, round: Round) -> None:
+        """A round is complete: sampled, scored, annotated."""
+        ...
+
+    def on_failed_round(self, index: int, groups: list[Group]) -> None:
+        """A round could not be completed; these groups were there."""
+        ...
+
+
+class RoundDataModule(L.LightningDataModule):
+    """Base of all data sources: a subclass overrides ``make_groups``.
+
+    Args:
+        task: prompts, validation prompts, true reward, stored preference data.
+        sampler: makes responses (training and validation).
+        reward: what training responses are scored with; None only if the source is scored.
+        prompts_per_round: groups in a round.
+        responses_per_prompt: responses per prompt.
+        batch_size: groups per optimizer step; divides ``prompts_per_round``.
+        reuse: passes over each round.
+        rounds: rounds in the run.
+        max_steps: stop after so many optimizer steps at the latest (-1: no limit).
+        micro_batch_tokens: prompt and response tokens that go through the model at once; changes
+            memory and speed, never the gradient. None: the whole batch.
+        seed: of every random draw on the data side.
+
+    Raises:
+        Refusal: sizes that do not fit together.
+    """
+
+    source: ClassVar[str]
+    fresh: ClassVar[bool]
+    """Whether its samples come from the present policy."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        sampler: Sampler,
+        reward: RewardSource | None,
+        prompts_per_round: int,
+        responses_per_prompt: int,
+        batch_size: int,
+        reuse: int = 1,
+        rounds: int = 1,
+        max_steps: int = -1,
+        micro_batch_tokens: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "prompts_per_round": prompts_per_round,
+            "responses_per_prompt": responses_per_prompt,
+            "batch_size": batch_size,
+            "reuse": reuse,
+            "rounds": rounds,
+        }
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise Refusal(f"data.{name} must be a whole number from 1, got {value!r}")
+        if prompts_per_round % batch_size:
+            good = [b for b in range(1, prompts_per_round + 1) if prompts_per_round % b == 0]
+            near = sorted(good, key=lambda b: abs(b - batch_size))[:3]
+            raise Refusal(
+                f"data.batch_size={batch_size} does not divide "
+                f"data.prompts_per_round={prompts_per_round}; nearest values that do: "
+                f"{', '.join(map(str, sorted(near)))}"
+            )
+        if micro_batch_tokens is not None and micro_batch_tokens < 1:
+            raise Refusal(f"data.micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
+        self.task = task
+        self.sampler = sampler
+        self.reward = reward
+        self.prompts_per_round = prompts_per_round
+        self.responses_per_prompt = responses_per_prompt
+        self.batch_size = batch_size
+        self.reuse = reuse
+        self.rounds = rounds
+        self.max_steps = max_steps
+        self.micro_batch_tokens = micro_batch_tokens
+        self.seed = seed
+        self.validation_prompts = task.validation()
+        self.listeners: list[RoundListener] = []
+        self.counters = {"samples": 0, "reward_queries": 0, "eval_queries": 0}
+        self.loader = RoundLoader(self)
+        self.armed = False
+        self.round: Round | None = None
+        self._tensors: RoundTensors | None = None
+        self._pass = 0
+
+    # ------------------------------------------------------------------ override
+
+    @abstractmethod
+    def make_groups(self, index: int, client: RoundClient) -> list[Group]:
+        """The ``prompts_per_round`` groups of round ``index``, scored."""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        key: tuple[int | str, ...],
+        *,
+        index: int,
+        version: int,
+        source: str,
+    ) -> list[Group]:
+        """Sample and score groups from the policy as it is; counted, over all processes.
+
+        Args:
+            prompts: one per group.
+            key: coordinates of the draws, after the seed.
+            index: the round they are for.
+            version: optimizer steps the policy has taken.
+            source: recorded as where the groups come from.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        groups = generate_groups(
+            self.client.policy,
+            prompts,
+            task=self.task,
+            sampler=self.sampler,
+            reward=self.reward,
+            key=(self.seed, *key),
+            responses=self.responses_per_prompt,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            context=trainer.precision_plugin.forward_context,
+            progress=self._on_progress,
+            on_failure=lambda groups: self._on_failure(index, groups),
+        )
+        for group in groups:
+            group.round, group.policy_version, group.source = index, version, source
+        responses = sum(len(g.responses) for g in groups)
+        self.counters["samples"] += responses
+        self.counters["reward_queries"] += 0 if self.reward is None else responses
+        return groups
+
+    def _on_progress(self, stage: str, done: int, total: int) -> None:
+        for listener in self.listeners:
+            listener.on_progress(stage, done, total)
+
+    def _on_failure(self, index: int, groups: list[Group]) -> None:
+        for listener in self.listeners:
+            listener.on_failed_round(index, groups)
+
+    # ------------------------------------------------------------------ sizes
+
+    def version(self, index: int) -> int:
+        """Optimizer steps taken when round ``index`` begins."""
+        return index * self.reuse * self.batches_per_pass
+
+    @property
+    def batches_per_pass(self) -> int:
+        return self.prompts_per_round // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        steps = self.rounds * self.reuse * self.batches_per_pass
+        return steps if self.max_steps < 0 else min(steps, self.max_steps)
+
+    @property
+    def tag(self) -> list[int]:
+        """(round, pass) being trained on."""
+        return [-1 if self.round is None else self.round.index, self._pass]
+
+    def progress(self) -> dict[str, float]:
+        """The first columns of ``metrics.csv``."""
+        index, number = self.tag
+        return {
+            "samples": self.counters["samples"],
+            "reward_queries": self.counters["reward_queries"],
+            "round": max(index, 0),
+            "pass": number,
+        }
+
+    def trainer_kwargs(self) -> dict[str, Any]:
+        """What ``lightning.Trainer`` must be given for rounds to work."""
+        from lit_pref.data.callback import RoundCallback
+
+        return {
+            "reload_dataloaders_every_n_epochs": 1,
+            "max_epochs": self.rounds * self.reuse,
+            "max_steps": self.max_steps,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "callbacks": [RoundCallback()],
+        }
+
+    # ------------------------------------------------------------------ rounds
+
+    def train_dataloader(self) -> RoundLoader:
+        if not self.armed:
+            raise Refusal(
+                "the trainer is not set up for rounds: pass Trainer(**datamodule.trainer_kwargs()) "
+                "(with your own callbacks appended to its list). It also happens when "
+                "trainer.estimated_stepping_batches is read in configure_optimizers; use "
+                "datamodule.total_steps there"
+            )
+        assert self.trainer is not None
+        epoch = self.trainer.current_epoch
+        finished = epoch >= self.rounds * self.reuse
+        if not finished:
+            self.ensure_round(epoch // self.reuse)
+            self._pass = epoch % self.reuse
+        return self.loader
+
+    def ensure_round(self, index: int) -> None:
+        """Make round ``index`` unless it is the present one."""
+        if self.round is not None and self.round.index == index:
+            self._tensors = self._tensors or RoundTensors(self.round)
+            return
+        client = self.client
+        client.begin_round(index)
+        groups = self.make_groups(index, client)
+        assert len(groups) == self.prompts_per_round
+        round = Round(index=index, groups=groups)
+        strict = self.fresh and self.reuse == 1 and self.batch_size == self.prompts_per_round
+        round.strict = strict
+        round.keep = client.select(round, seed=self.seed)
+        round.notes = annotate_over_processes(client, round, self.trainer, self.micro_batch_tokens)
+        round.notes.token.update(sampled_logps(round).token)
+        round.view = client.view(round, seed=self.seed)
+        client.observe(round)
+        self.round, self._tensors = round, RoundTensors(round)
+        for listener in self.listeners:
+            listener.on_round(round)
+
+    @property
+    def client(self) -> RoundClient:
+        """The objective, reached through the trainer alone."""
+        module = self.trainer.lightning_module  # type: ignore[union-attr]
+        if not isinstance(module, RoundClient):
+            raise Refusal(
+                f"{type(module).__name__} is not a RoundClient; subclass one of lit_pref's "
+                "objective families (PairwiseModule, PolicyGradientModule, ...)"
+            )
+        return module
+
+    def batch(self, position: int) -> Any:
+        """Batch ``position`` of the present pass, this process's part."""
+        assert self.round is not None and self._tensors is not None
+        index, size = self.round.index, self.batch_size
+        order = permutation(self.prompts_per_round, self.seed, "order", index, self._pass)
+        groups = sorted(order[position * size : (position + 1) * size])
+        rank, world = self.trainer.global_rank, self.trainer.world_size  # type: ignore[union-attr]
+        steps = (index * self.reuse + self._pass) * self.batches_per_pass + position
+        return self._tensors.batch(
+            groups,
+            mine=groups[rank::world],
+            version=steps,
+            uses=self._pass,
+            micro_batch_tokens=self.micro_batch_tokens,
+            index=(index, self._pass, position),
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The round buffer and the counters: tensors and primitives only."""
+        round = self.round
+        return {
+            "counters": dict(self.counters),
+            "round": None if round is None else self.round_state(round),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counters = dict(state["counters"])
+        saved = state["round"]
+        if saved is not None:
+            self.round = self.round_from_state(saved)
+            self._tensors = None
+
+    def round_state(self, round: Round) -> dict[str, Any]:
+        """A round as tensors and primitives."""
+        return {
+            "index": round.index,
+            "groups": [g.state() for g in round.groups],
+            "keep": round.keep,
+            "notes": round.notes.state(),
+            "view": round.view.state(),
+            "counts": dict(round.counts),
+            "strict": round.strict,
+        }
+
+    def round_from_state(self, saved: dict[str, Any]) -> Round:
+        """Inverse of ``round_state``."""
+        return Round(
+            index=saved["index"],
+            groups=[Group.from_state(g) for g in saved["groups"]],
+            keep=saved["keep"],
+            notes=View(**saved["notes"]),
+            view=View(**saved["view"]),
+            counts=dict(saved["counts"]),
+            strict=saved["strict"],
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        return batch.to(device)

@@ -1,0 +1,165 @@
+"""Token log-probabilities of a Hugging Face causal LM, packed or padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_pref.engine.head import chunked_logps, logit_stats
+from lit_pref.engine.layout import PackedLayout, PaddedLayout, pack, pad, prefer_packed
+from lit_pref.types import FlatTokens, TokenStats
+
+__all__ = ["STATS", "Path", "hf_token_stats", "micro_batches", "packed_inputs"]
+
+Path = Literal["packed", "padded", "auto"]
+STATS = ("entropy", "sum_squares", "hidden", "final_hidden")
+"""Optional statistics of a forward; only what is named is computed."""
+
+
+def hf_token_stats(
+    model: torch.nn.Module,
+    tokens: FlatTokens,
+    *,
+    path: Path = "auto",
+    stats: Iterable[str] = (),
+    plain_head: bool = True,
+    pad_id: int = 0,
+) -> TokenStats:
+    """One forward over prompts and responses.
+
+    Args:
+        model: a Hugging Face causal LM whose attention is ``lit_pref.engine.attention.NAME`` if
+            the packed path is to be used.
+        tokens: what to score; on the model's device.
+        path: ``"packed"`` shares prompts and has no padding; ``"padded"`` works for any model.
+        stats: names out of ``STATS``.
+        plain_head: whether logits are exactly ``get_output_embeddings()(hidden)``; if not, the
+            model computes its own logits.
+        pad_id: id used for padding; never seen by a real token.
+
+    Returns:
+        Log-probs and statistics of the response tokens, flat, in the order of ``tokens``.
+    """
+    wanted = set(stats)
+    unknown = wanted - set(STATS)
+    if unknown:
+        raise ValueError(f"unknown statistics {sorted(unknown)}; choose from {', '.join(STATS)}")
+    packed = prefer_packed(tokens) if path == "auto" else path == "packed"
+    final = "final_hidden" in wanted
+    layout: PackedLayout | PaddedLayout
+    layout = pack(tokens, final=final) if packed else pad(tokens, pad_id=pad_id, final=final)
+    if plain_head or wanted & {"hidden", "final_hidden"}:
+        flat = _hidden(model, layout)
+        hidden = flat[layout.rows]
+        out = _from_hidden(model, hidden, tokens.response_ids, wanted, plain_head)
+        if "hidden" in wanted:
+            out.hidden = hidden
+        if final:
+            out.final_hidden = flat[layout.final]
+        return out
+    return _with_stats(_logits(model, layout), tokens.response_ids, wanted)
+
+
+def _inputs(layout: PackedLayout | PaddedLayout) -> dict[str, object]:
+    if isinstance(layout, PaddedLayout):
+        return {"input_ids": layout.input_ids, "use_cache": False}
+    return packed_inputs(layout)
+
+
+def packed_inputs(layout: PackedLayout) -> dict[str, object]:
+    """Arguments of a Hugging Face model for a packed row."""
+    # A 4-D mask is passed through untouched; without it transformers would cut at position resets.
+    dummy = torch.zeros(1, 1, 1, 1, device=layout.input_ids.device)
+    return {
+        "input_ids": layout.input_ids,
+        "position_ids": layout.position_ids,
+        "attention_mask": dummy,
+        "use_cache": False,
+        "lit_pref_layout": layout,
+    }
+
+
+def _hidden(model: torch.nn.Module, layout: PackedLayout | PaddedLayout) -> Tensor:
+    """[positions, H] last hidden states."""
+    out = model.base_model(**_inputs(layout)).last_hidden_state
+    return out.reshape(-1, out.shape[-1])
+
+
+def _logits(model: torch.nn.Module, layout: PackedLayout | PaddedLayout) -> Tensor:
+    """[T, V] logits by the model's own head."""
+    if isinstance(layout, PackedLayout):
+        return model(**_inputs(layout), logits_to_keep=layout.rows).logits[0]
+    logits = model(**_inputs(layout)).logits
+    return logits.reshape(-1, logits.shape[-1])[layout.rows]
+
+
+def _from_hidden(
+    model: torch.nn.Module, hidden: Tensor, targets: Tensor, wanted: set[str], plain_head: bool
+) -> TokenStats:
+    if not plain_head:
+        raise ValueError(
+            "this model transforms its logits after the output layer (scaling or soft-capping), "
+            "so hidden states and log-probs cannot come from one forward; use a model with a "
+            "plain output head for objectives with a value or reward head"
+        )
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    if wanted & {"entropy", "sum_squares"}:
+        return _with_stats(head(hidden), targets, wanted)
+    return TokenStats(logps=chunked_logps(hidden, head.weight, bias, targets))
+
+
+def _with_stats(logits: Tensor, targets: Tensor, wanted: set[str]) -> TokenStats:
+    logps, entropy, squares = logit_stats(
+        logits, targets, entropy="entropy" in wanted, sum_squares="sum_squares" in wanted
+    )
+    return TokenStats(logps=logps, entropy=entropy, sum_squares=squares)
+
+
+def micro_batches(
+    tokens: FlatTokens, budget: int | None, *, whole_prompts: bool = True
+) -> Iterator[list[int]]:
+    """Cut responses into micro-batches of at most ``budget`` tokens, longest first.
+
+    Args:
+        tokens: the batch.
+        budget: prompt and response tokens per micro-batch (None: one micro-batch). A group that
+            is larger alone makes a micro-batch of its own.
+        whole_prompts: keep the responses of one prompt together (pairs need it, and the shared
+            prompt is computed once); otherwise cut between any two responses.
+
+    Yields:
+        Ascending response indices. Every response appears exactly once.
+    """
+    units = _units(tokens, whole_prompts)
+    if budget is None:
+        everything = sorted(i for unit, _ in units for i in unit)
+        if everything:
+            yield everything
+        return
+    bins: list[tuple[list[int], int]] = []
+    for unit, size in sorted(units, key=lambda u: -u[1]):
+        if bins and bins[-1][1] + size <= budget:
+            bins[-1] = (bins[-1][0] + unit, bins[-1][1] + size)
+        else:
+            bins.append((list(unit), size))
+    for unit, _ in bins:
+        yield sorted(unit)
+
+
+def _units(tokens: FlatTokens, whole_prompts: bool) -> Sequence[tuple[list[int], int]]:
+    if not whole_prompts:
+        return [
+            ([i], tokens.prompt_lengths[p] + n)
+            for i, (p, n) in enumerate(zip(tokens.prompt_of, tokens.lengths, strict=True))
+        ]
+    by_prompt: dict[int, list[int]] = {}
+    for i, p in enumerate(tokens.prompt_of):
+        by_prompt.setdefault(p, []).append(i)
+    return [
+        (unit, tokens.prompt_lengths[p] + sum(tokens.lengths[i] for i in unit))
+        for p, unit in by_prompt.items()
+    ]

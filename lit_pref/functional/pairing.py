@@ -1,0 +1,88 @@
+"""Which responses of a group are compared: pairs from ranks, labels or rewards.
+
+Shapes: ``K`` responses of one group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+__all__ = ["PAIRINGS", "Pairing", "order_scores", "pair_indices"]
+
+Pairing = Literal["best_worst", "all", "random", "bradley_terry"]
+PAIRINGS: tuple[str, ...] = ("best_worst", "all", "random", "bradley_terry")
+
+
+def order_scores(
+    ranks: Sequence[int | None],
+    rewards: Sequence[float | None],
+    labels: Sequence[bool | None],
+) -> list[float] | None:
+    """Numbers that order a group's responses, higher is better.
+
+    Ranks count first (rank 0 is best), then rewards, then labels; whichever all responses have.
+
+    Returns:
+        One number per response, or None when nothing orders the group.
+    """
+    if ranks and all(r is not None for r in ranks):
+        return [-float(r) for r in ranks]  # type: ignore[arg-type]
+    if rewards and all(r is not None for r in rewards):
+        return [float(r) for r in rewards]  # type: ignore[arg-type]
+    if labels and all(v is not None for v in labels):
+        return [float(bool(v)) for v in labels]
+    return None
+
+
+def pair_indices(
+    scores: Sequence[float],
+    how: Pairing,
+    *,
+    min_gap: float = 0.0,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[tuple[int, int]]:
+    """(winner, loser) positions within a group.
+
+    A tie never makes a pair. ``best_worst`` takes the first best and the first worst; ``all``
+    takes every pair that is not a tie; ``random`` takes one of these, uniformly;
+    ``bradley_terry`` takes one unordered pair uniformly and draws the winner with probability
+    ``sigmoid((r_i - r_j) / temperature)`` (Bradley and Terry, 1952).
+
+    Args:
+        scores: [K] numbers, higher is better.
+        how: the rule.
+        min_gap: pairs whose scores differ by less are left out.
+        temperature: of the Bradley-Terry draw.
+        generator: for the random rules.
+
+    Example:
+        >>> pair_indices([0.1, 0.9, 0.5], "best_worst")
+        [(1, 0)]
+        >>> pair_indices([0.1, 0.9, 0.9], "all")
+        [(1, 0), (2, 0)]
+    """
+    eligible = [
+        (i, j) if scores[i] > scores[j] else (j, i)
+        for i in range(len(scores))
+        for j in range(i + 1, len(scores))
+        if scores[i] != scores[j] and abs(scores[i] - scores[j]) >= min_gap
+    ]
+    if not eligible or how == "all":
+        return eligible
+    if how == "best_worst":
+        best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+        worst = min(range(len(scores)), key=lambda i: (scores[i], i))
+        return [(best, worst)]
+    pick = int(torch.randint(len(eligible), (1,), generator=generator))
+    winner, loser = eligible[pick]
+    if how == "bradley_terry":
+        gap = (scores[winner] - scores[loser]) / temperature
+        keep = 1 / (1 + math.exp(-gap)) if gap < 700 else 1.0
+        if float(torch.rand(1, generator=generator)) >= keep:
+            winner, loser = loser, winner
+    return [(winner, loser)]

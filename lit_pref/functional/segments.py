@@ -1,0 +1,36 @@
+"""Sums and means over ragged segments of flat tensors. ``B`` segments, ``T`` elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["segment_mean", "segment_sum", "suffix_sum"]
+
+
+def segment_sum(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Sum of each segment.
+
+    Args:
+        values: [T] numbers.
+        owner: [T] index of the segment of each element.
+        count: number of segments, empty ones included.
+
+    Returns:
+        [count]; 0 for an empty segment.
+    """
+    return values.new_zeros(count).index_add(0, owner, values)
+
+
+def segment_mean(values: Tensor, owner: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Mean of each segment; 0 for an empty one (its length is taken as 1)."""
+    sizes = torch.tensor(list(lengths), device=values.device, dtype=values.dtype).clamp(min=1)
+    return segment_sum(values, owner, len(lengths)) / sizes
+
+
+def suffix_sum(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """For each element the sum from it to the end of its segment (reward-to-go), [T]."""
+    parts = [p.flip(0).cumsum(0).flip(0) for p in values.split(list(lengths))]
+    return torch.cat(parts) if parts else values

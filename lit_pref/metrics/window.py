@@ -1,0 +1,82 @@
+"""Weighted means over a logging window, kept on the device until they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Window"]
+
+
+class Window:
+    """Sums and counts by name; the mean is over all items of the window, whatever their batch.
+
+    A mean of micro-batch means would weigh a lone response like a full micro-batch. Here every
+    item counts once. Nothing is moved to the host before ``flush``.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
+        """Add items.
+
+        Args:
+            name: glossary name of the metric.
+            values: any shape; each entry is one item.
+            weights: weight of each item (1 by default); items of weight 0 do not count.
+        """
+        # float64, so that long windows lose nothing; MPS has none
+        dtype = torch.float32 if values.device.type == "mps" else torch.float64
+        values = values.detach().to(dtype).reshape(-1)
+        if weights is None:
+            total, count = values.sum(), values.new_tensor(float(values.numel()))
+        else:
+            weights = weights.detach().to(dtype).reshape(-1)
+            counted = weights != 0  # a NaN of weight 0 must not spoil the mean
+            total = torch.where(counted, values * weights, torch.zeros_like(values)).sum()
+            count = weights.sum()
+        self.add_total(name, total, count)
+
+    def add_total(self, name: str, total: Tensor, count: Tensor | float) -> None:
+        """Add a sum and the number of items it is over, both scalars."""
+        item = torch.stack([total.detach(), torch.as_tensor(count).to(total)])
+        # One running sum, not a list to be added later: a resumed window adds in the same order.
+        self._totals[name] = self._totals[name] + item if name in self._totals else item
+
+    def names(self) -> list[str]:
+        """Names in the open window, sorted."""
+        return sorted(self._totals)
+
+    def flush(
+        self,
+        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        names: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """Means of the window by name; starts a new window.
+
+        Args:
+            reduce: sums a tensor over processes.
+            names: names over all processes, the same list in each; this window's by default.
+
+        Returns:
+            The means; a name without any weight is left out.
+        """
+        names = self.names() if names is None else names
+        if not names:
+            return {}
+        some = next(iter(self._totals.values()), torch.zeros(2, dtype=torch.float64))
+        zero = torch.zeros_like(some)
+        sums = reduce(torch.stack([self._totals.get(n, zero) for n in names])).tolist()
+        self._totals = {}
+        return {n: s / c for n, (s, c) in zip(names, sums, strict=True) if c}
+
+    def state(self) -> dict[str, Tensor]:
+        """The open window, for checkpoints: name -> [sum, count]."""
+        return dict(self._totals)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Inverse of ``state``."""
+        self._totals = dict(state)

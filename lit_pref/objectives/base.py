@@ -1,0 +1,303 @@
+"""The base of all objectives: one optimizer step from one batch, whatever the loss.
+
+A family (``objectives/families``) says what its loss method looks like; a final class overrides
+exactly that method. Micro-batches live inside ``training_step`` and never change the gradient,
+because losses are normalised by the counts of the whole batch over all processes.
+
+Shapes: ``B`` responses, ``T`` response tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypedDict
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lit_pref.functional.segments import segment_sum
+from lit_pref.metrics.window import Window
+from lit_pref.objectives.forward import EngineForward
+from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings, clip_gradients
+from lit_pref.objectives.step import backward, backward_coupled
+from lit_pref.types import (
+    Batch,
+    FlatTokens,
+    Forward,
+    Needs,
+    Policy,
+    Reference,
+    Refusal,
+    Round,
+    TokenStats,
+    View,
+)
+
+__all__ = ["NonFiniteGradients", "ObjectiveModule", "SharedArgs"]
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteGradients(RuntimeError):
+    """Too many steps in a row had a gradient that is not a finite number."""
+
+
+class SharedArgs(TypedDict, total=False):
+    """Keyword arguments that every objective takes; documented at ``ObjectiveModule``."""
+
+    reference: Reference | None
+    optimizer: OptimizerSettings | None
+    scheduler: SchedulerSettings | None
+    negative_weight: float
+
+
+class ObjectiveModule(L.LightningModule):
+    """What all objectives share.
+
+    Args:
+        policy: the model to train.
+        reference: the model it is held near; also what KL is measured to. None for neither.
+        optimizer: optimizer settings.
+        scheduler: learning-rate schedule.
+        negative_weight: a in [0, 1] multiplies every positive entry of dLoss/dtoken_logp, the
+            part of the update that pushes log-probs down. 1 is the objective as published; 0
+            removes its negative gradient. The loss value does not change.
+    """
+
+    family: ClassVar[str]
+    needs: Needs = Needs()
+    negative_gradient: ClassVar[bool]
+    """Whether the update lowers the log-prob of some response tokens."""
+    couples_batch: ClassVar[bool] = False
+    """Whether the loss of one response depends on others of the batch beyond its own pair."""
+    whole_prompts: ClassVar[bool] = True
+    """Whether the responses of one prompt must go through the model together."""
+    paper: ClassVar[str] = ""
+    """arXiv id."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        reference: Reference | None = None,
+        optimizer: OptimizerSettings | None = None,
+        scheduler: SchedulerSettings | None = None,
+        negative_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        if not 0 <= negative_weight <= 1:
+            raise Refusal(
+                f"objective.negative_weight must be in [0, 1], got {negative_weight}; 1 is the "
+                "objective as published, 0 removes its negative gradient"
+            )
+        if self.needs.reference and reference is None:
+            raise Refusal(
+                f"{type(self).__name__} needs a reference model; use reference=frozen "
+                "(in Python: reference=FrozenReference())"
+            )
+        self.policy = policy
+        self.reference = reference
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.scheduler_settings = scheduler or SchedulerSettings()
+        self.negative_weight = float(negative_weight)
+        self.window = Window()
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._lr = 0.0
+        self.latest: dict[str, float] = {}
+
+    # ------------------------------------------------------------------ what a family provides
+
+    def token_stats(self) -> Iterable[str]:
+        """Statistics of the training forward beyond log-probs (``engine.forward.STATS``)."""
+        return ()
+
+    @abstractmethod
+    def batch_loss(self, stats: TokenStats, batch: Batch) -> Tensor:
+        """Loss of one micro-batch, already divided by the counts of the whole batch.
+
+        The sum over micro-batches and processes is the loss of the batch.
+        """
+
+    def couple(self, batch: Batch) -> Batch:
+        """Coupled losses only: add notes to the whole batch, without gradient, once per step."""
+        return batch
+
+    @abstractmethod
+    def select(self, round: Round, *, seed: int) -> list[list[bool]]: ...
+
+    @abstractmethod
+    def view(self, round: Round, *, seed: int) -> View: ...
+
+    def annotations(self, round: Round) -> dict[str, str]:
+        """Notes wanted once per round: name -> ``"policy"`` or ``"reference"``."""
+        return {"ref_logps": "reference"} if self.needs.reference else {}
+
+    def annotate(self, round: Round, forward: Forward) -> View:
+        tokens = round.tokens()
+        notes = View()
+        for name, which in self.annotations(round).items():
+            notes.token[name] = forward(which, tokens).logps
+        return notes
+
+    def response_sums(self, token_values: Tensor, tokens: FlatTokens) -> Tensor:
+        """[B] sums over each response."""
+        return segment_sum(token_values, tokens.owner(), tokens.num_responses)
+
+    def begin_round(self, index: int) -> None:
+        if self.reference is not None:
+            self.reference.advance(self.policy, index)
+
+    def observe(self, round: Round) -> None:
+        """Nothing to absorb by default."""
+
+    def objective_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_objective_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of ``objective_state``."""
+
+    # ------------------------------------------------------------------ one step
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        self._lr = optimizer.param_groups[0]["lr"]
+        optimizer.zero_grad(set_to_none=True)
+        self.policy.train()
+        if batch.counts["responses"] > 0:
+            (backward_coupled if self.couples_batch else backward)(self, batch)
+        self._update(optimizer, batch)
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()
+
+    def _update(self, optimizer: Any, batch: Batch) -> None:
+        settings = self.optimizer_settings
+        norm = clip_gradients(self.parameters(), settings.clip_norm)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self._skipped_in_a_row = 0
+            self.window.add("grad_norm", norm)
+        else:
+            self.skipped_steps += 1
+            self._skipped_in_a_row += 1
+            log.warning(
+                "step %d skipped: the gradient is not finite (%d skipped so far)",
+                self.trainer.global_step,
+                self.skipped_steps,
+            )
+        if not finite or batch.counts["responses"] == 0:
+            # Without gradients an optimizer leaves weights and moments alone; the step counts.
+            optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        if self._skipped_in_a_row > settings.max_skipped:
+            raise NonFiniteGradients(
+                f"{self._skipped_in_a_row} steps in a row had a gradient that is not finite "
+                f"(allowed: optimizer.max_skipped={settings.max_skipped}). Lower optimizer.lr "
+                f"(now {settings.lr}), set optimizer.clip_norm, or use precision=32-true."
+            )
+
+    def compare_with_sampler(self, token_logps: Tensor, batch: Batch) -> None:
+        """Sampled against recomputed log-probs, while the sampling policy is still the policy."""
+        sampled = batch.notes.token.get("sampled_logps")
+        if sampled is not None and batch.info.get("age/max") == 0 and len(sampled):
+            gap = (token_logps.detach() - sampled).abs()
+            self.window.add("sampling/logp_difference", gap)
+
+    # ------------------------------------------------------------------ logging
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        for name, value in batch.info.items():
+            self.window.add_total(name, torch.tensor(value, dtype=torch.float64), 1.0)
+        self.window.add_total("learning_rate", torch.tensor(self._lr, dtype=torch.float64), 1.0)
+        step = self.trainer.global_step
+        total = self.trainer.datamodule.total_steps
+        if step % self.trainer.log_every_n_steps == 0 or step == total:
+            self.log_window()
+
+    def log_window(self) -> None:
+        """Send the window's means to the loggers: one transfer from the device for all of them."""
+        names = self.window.names()
+        if self.trainer.world_size > 1:
+            everyone: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, names)
+            names = sorted(set().union(*everyone))
+        values = self.window.flush(self.sum_over_processes, names)
+        values["skipped_steps"] = float(self.skipped_steps)
+        progress = self.trainer.datamodule.progress()
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**progress, **values}, step=self.trainer.global_step)
+        self.latest = values
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """Elementwise sum of a tensor over all processes."""
+        if self.trainer.world_size == 1:
+            return values
+        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+
+    # ------------------------------------------------------------------ Lightning
+
+    def configure_model(self) -> None:
+        self.policy.load()
+        if self.reference is not None:
+            self.reference.prepare(self.policy)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer_settings.build(self.parameter_groups())
+        total = self.trainer.datamodule.total_steps
+        scheduler = self.scheduler_settings.build(optimizer, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters; one group unless a subclass adds a head."""
+        return [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
+
+    def on_fit_start(self) -> None:
+        if self.reference is not None:
+            self.reference.to(self.device)
+
+    def forward_pass(self, micro_batch_tokens: int | None) -> Forward:
+        """How notes are computed; see ``objectives.forward.EngineForward``."""
+        models = {"policy": self.policy}
+        if self.reference is not None:
+            models["reference"] = self.reference
+        precision = self.trainer.precision_plugin
+        return EngineForward(models, micro_batch_tokens, self.device, precision.forward_context)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must agree on to be loaded into this module."""
+        spec = getattr(self.policy, "spec", None)
+        return {
+            "objective": type(self).__name__,
+            "model": "" if spec is None else f"{spec.name} ({spec.fingerprint[:12]})",
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lit_pref"] = {
+            "identity": self.identity(),
+            "objective_state": self.objective_state(),
+            "window": self.window.state(),
+            "skipped": [self.skipped_steps, self._skipped_in_a_row],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("lit_pref")
+        if saved is None:
+            raise Refusal(
+                "this checkpoint was not written by lit_pref; give one from a run's folder"
+            )
+        for what, mine in self.identity().items():
+            if saved["identity"][what] != mine:
+                raise Refusal(
+                    f"the checkpoint is of another {what}: it holds {saved['identity'][what]!r}, "
+                    f"this run has {mine!r}; resume with the configuration of the run that wrote it"
+                )
+        self.load_objective_state(saved["objective_state"])
+        self.window.load(saved["window"])
+        self.skipped_steps, self._skipped_in_a_row = saved["skipped"]

@@ -1,0 +1,72 @@
+"""Forwards without gradient over whole rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_pref.engine.forward import micro_batches
+from lit_pref.types import FlatTokens, TokenStats
+
+__all__ = ["EngineForward"]
+
+_FIELDS = ("logps", "entropy", "sum_squares", "hidden", "final_hidden")
+
+
+class EngineForward:
+    """Runs a model over many tokens without gradient, in micro-batches; results on the host.
+
+    Args:
+        models: by name (``"policy"``, ``"reference"``): anything with ``token_logps``.
+        micro_batch_tokens: token budget of one forward.
+        device: where the models are.
+        context: entered around each forward (autocast of the trainer's precision).
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        micro_batch_tokens: int | None,
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.models = models
+        self.micro_batch_tokens = micro_batch_tokens
+        self.device = device
+        self.context = context
+
+    @torch.no_grad()
+    def __call__(self, which: str, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
+        model = self.models[which]
+        parts: dict[str, list[Tensor]] = {name: [] for name in _FIELDS}
+        order: list[int] = []
+        was_training = isinstance(model, nn.Module) and model.training
+        if was_training:
+            model.eval()
+        with self.context():
+            for index in micro_batches(tokens, self.micro_batch_tokens):
+                out = model.token_logps(tokens.select(index).to(self.device), stats=stats)
+                order += index
+                for name in _FIELDS:
+                    value = getattr(out, name)
+                    if value is not None:
+                        parts[name].append(value.float().cpu())
+        if was_training:
+            model.train()
+        if not order:
+            return TokenStats(logps=torch.zeros(0))
+        found = {n: _reorder(torch.cat(p), order, tokens, n) for n, p in parts.items() if p}
+        return TokenStats(**found)
+
+
+def _reorder(values: Tensor, order: list[int], tokens: FlatTokens, name: str) -> Tensor:
+    """From the order of the micro-batches back to the order of the responses."""
+    place = sorted(range(len(order)), key=order.__getitem__)
+    if name == "final_hidden":
+        return values[place]
+    pieces = values.split([tokens.lengths[i] for i in order])
+    return torch.cat([pieces[i] for i in place])

@@ -1,0 +1,133 @@
+"""Backward through one batch: micro-batches, processes, negative weight, coupled losses.
+
+``T`` response tokens. The gradient is the same for any micro-batch size and number of processes:
+losses are divided by the counts of the whole batch, and gradients are summed over processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lit_pref.engine.forward import micro_batches
+from lit_pref.types import Batch, FlatTokens, TokenStats
+
+if TYPE_CHECKING:
+    from lit_pref.objectives.base import ObjectiveModule
+
+__all__ = ["backward", "backward_coupled", "weigh_negative"]
+
+
+def weigh_negative(token_logps: Tensor, weight: float) -> Tensor:
+    """[T] the same log-probs; positive entries of their gradient are multiplied by ``weight``."""
+    if weight == 1.0 or not token_logps.requires_grad:
+        return token_logps
+    out = token_logps * 1.0
+    out.register_hook(lambda grad: torch.where(grad > 0, grad * weight, grad))
+    return out
+
+
+def backward(module: ObjectiveModule, batch: Batch) -> None:
+    """Forward, loss and backward of each micro-batch."""
+    parts = _parts(module, batch)
+    if not parts:
+        _backward_nothing(module, batch)
+        return
+    world = module.trainer.world_size
+    total = torch.zeros((), device=module.device)
+    for n, part in enumerate(parts):
+        with _synchronised(module, n == len(parts) - 1):
+            stats = module.policy(part.tokens, stats=tuple(module.token_stats()))
+            module.compare_with_sampler(stats.logps, part)
+            stats.logps = weigh_negative(stats.logps, module.negative_weight)
+            loss = module.batch_loss(stats, part)
+            module.manual_backward(loss * world)
+        total += loss.detach()
+    module.window.add_total("loss", total, 1 / world)
+
+
+def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:
+    """For losses that couple the batch: all log-probs first, then their cotangents.
+
+    The log-probs of the whole batch over all processes are computed without gradient, the loss is
+    taken on them as leaves, and a second forward carries the cotangents into the weights.
+    """
+    whole, mine = batch.whole or batch, batch.local
+    logps = torch.zeros(sum(whole.tokens.lengths), device=module.device)
+    spans = _spans(whole.tokens.lengths)
+    places = range(whole.tokens.num_responses) if mine is None else mine
+    parts = [
+        index
+        for index in micro_batches(
+            batch.tokens, batch.micro_batch_tokens, whole_prompts=module.whole_prompts
+        )
+    ]
+    with torch.no_grad():
+        for index in parts:
+            part = batch.select(index)
+            out = module.policy(part.tokens).logps
+            module.compare_with_sampler(out, part)
+            for i, piece in zip(index, out.split(part.tokens.lengths), strict=True):
+                logps[spans[places[i]]] = piece.to(logps)
+        logps = module.sum_over_processes(logps)
+        whole = module.couple(whole)
+    leaf = logps.requires_grad_()
+    loss = module.batch_loss(TokenStats(logps=weigh_negative(leaf, module.negative_weight)), whole)
+    (cotangent,) = torch.autograd.grad(loss, leaf)
+    world = module.trainer.world_size
+    for n, index in enumerate(parts):
+        with _synchronised(module, n == len(parts) - 1):
+            part = batch.select(index)
+            grad = torch.cat([cotangent[spans[places[i]]] for i in index])
+            module.manual_backward((module.policy(part.tokens).logps * grad).sum() * world)
+    if not parts:
+        _backward_nothing(module, batch)
+    module.window.add_total("loss", loss, 1.0)
+
+
+def _parts(module: ObjectiveModule, batch: Batch) -> list[Batch]:
+    indices = micro_batches(
+        batch.tokens, batch.micro_batch_tokens, whole_prompts=module.whole_prompts
+    )
+    return [batch.select(index) for index in indices]
+
+
+def _backward_nothing(module: ObjectiveModule, batch: Batch) -> None:
+    """This process has no response, but the others wait for its part of the reduction."""
+    stats = module.policy(_placeholder(batch.tokens))
+    module.manual_backward(stats.logps.sum() * 0.0)
+
+
+def _placeholder(tokens: FlatTokens) -> FlatTokens:
+    """One predicted token of the first prompt: something to run backward through."""
+    first = tokens.prompt_ids[: tokens.prompt_lengths[0]]
+    return FlatTokens(
+        prompt_ids=first,
+        prompt_lengths=[len(first)],
+        response_ids=first[:1],
+        lengths=[1],
+        prompt_of=[0],
+    )
+
+
+def _spans(lengths: list[int]) -> list[slice]:
+    out, start = [], 0
+    for length in lengths:
+        out.append(slice(start, start + length))
+        start += length
+    return out
+
+
+@contextlib.contextmanager
+def _synchronised(module: ObjectiveModule, last: bool) -> Iterator[None]:
+    """Gradients are reduced over processes in the last micro-batch only."""
+    block = getattr(module.trainer.strategy, "block_backward_sync", None)
+    if last or block is None:
+        yield
+        return
+    with block():
+        yield

@@ -1,0 +1,274 @@
+"""A Hugging Face causal LM as a policy, and references made from it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_pref.engine.forward import Path, hf_token_stats
+from lit_pref.types import FlatTokens, TokenStats
+
+if TYPE_CHECKING:
+    from lit_pref.policies.models import ModelSpec
+
+__all__ = ["HFPolicy"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _DecodeState:
+    """Key-value cache and what is needed to extend it.
+
+    Attributes:
+        cache: transformers cache; one entry per row.
+        mask: [R, L] 1 where a cached token is real (prompts are padded on the left).
+        position: [R] position of the next token in its own sequence.
+    """
+
+    cache: Any
+    mask: Tensor
+    position: Tensor
+
+
+class HFPolicy(nn.Module):
+    """Scores and continues sequences with a Hugging Face causal LM.
+
+    Weights are loaded by ``load`` (idempotent), so that everything can be checked before. The
+    forward goes through packed rows with shared prompts where the model supports it, which is
+    verified once against the padded forward; otherwise everything is padded.
+
+    Args:
+        spec: what to load; see ``lit_pref.policies.models``.
+        initialise: called once with the freshly loaded model (a task's supervised start).
+        path: ``"auto"``, ``"packed"`` or ``"padded"`` forward.
+        gradient_checkpointing: recompute activations in backward to save memory.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        initialise: Callable[[nn.Module], None] | None = None,
+        path: Path = "auto",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.initialise = initialise
+        self.path: Path = path
+        self.gradient_checkpointing = gradient_checkpointing
+        self.plain_head = True
+        self.model: Any = None
+
+    # ------------------------------------------------------------------ loading
+
+    def load(self) -> HFPolicy:
+        """Load the weights and choose the forward path; does nothing the second time."""
+        if self.model is not None:
+            return self
+        model = self.spec.load()
+        _dropout_off(model)
+        if self.initialise is not None:
+            self.initialise(model)
+        self.model = model
+        self.plain_head = _head_is_plain(model)
+        if self.path != "padded":
+            self.path = self._verified_path()
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        return self
+
+    def _verified_path(self) -> Path:
+        """``self.path`` if the packed forward equals the padded one on a small batch."""
+        from lit_pref.engine import attention
+
+        attention.register()
+        wanted = self.path
+        try:
+            self.model.set_attn_implementation(attention.NAME)
+            gap = _packed_gap(self.model, self.plain_head, self.spec)
+        except Exception as error:  # any architecture may refuse in its own way
+            gap, reason = float("inf"), f"{type(error).__name__}: {error}"
+        else:
+            reason = f"log-probs differ by {gap:.2g}"
+        if gap <= 1e-2:
+            return wanted
+        _restore_attention(self.model)
+        if wanted == "packed":
+            raise ValueError(
+                f"model.path=packed was asked for, but {self.spec.name} does not support packed "
+                f"rows ({reason}); use path=padded"
+            )
+        log.info("%s: padded forward (packed rows do not apply: %s)", self.spec.name, reason)
+        return "padded"
+
+    # ------------------------------------------------------------------ scoring
+
+    def forward(self, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
+        """Training forward at temperature 1; see ``lit_pref.types.Policy``."""
+        self.load()
+        return hf_token_stats(
+            self.model,
+            tokens,
+            path=self.path,
+            stats=stats,
+            plain_head=self.plain_head,
+            pad_id=self.spec.pad_id,
+        )
+
+    def token_logps(self, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
+        return self(tokens, stats=stats)
+
+    # ------------------------------------------------------------------ decoding
+
+    def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> tuple[Tensor, _DecodeState]:
+        from transformers import DynamicCache
+
+        self.load()
+        device = self.device
+        width = max(len(p) for p in prompts)
+        ids = torch.full((len(prompts), width), self.spec.pad_id, dtype=torch.long)
+        mask = torch.zeros(len(prompts), width, dtype=torch.long)
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
+            mask[i, width - len(prompt) :] = 1
+        ids, mask = ids.to(device), mask.to(device)
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=DynamicCache(config=self.model.config),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = out.past_key_values
+        logits, position = out.logits[:, -1], mask.sum(-1)
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+            logits = logits.repeat_interleave(copies, 0)
+            mask = mask.repeat_interleave(copies, 0)
+            position = position.repeat_interleave(copies, 0)
+        return logits, _DecodeState(cache, mask, position)
+
+    def step(self, token_ids: Tensor, state: _DecodeState) -> tuple[Tensor, _DecodeState]:
+        mask = torch.cat([state.mask, state.mask.new_ones(len(token_ids), 1)], 1)
+        out = self.model(
+            input_ids=token_ids[:, None],
+            attention_mask=mask,
+            position_ids=state.position[:, None],
+            past_key_values=state.cache,
+            use_cache=True,
+        )
+        return out.logits[:, -1], _DecodeState(out.past_key_values, mask, state.position + 1)
+
+    def keep_rows(self, state: _DecodeState, rows: Tensor) -> _DecodeState:
+        state.cache.batch_select_indices(rows)
+        return _DecodeState(state.cache, state.mask[rows], state.position[rows])
+
+    # ------------------------------------------------------------------ the rest
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def frozen_copy(self) -> HFPolicy:
+        """A copy without gradients, in eval mode."""
+        self.load()
+        twin = HFPolicy(self.spec, path=self.path)
+        twin.plain_head = self.plain_head
+        twin.model = copy.deepcopy(self.model)
+        return twin.requires_grad_(False).eval()
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write a folder that ``from_pretrained`` loads, tokenizer included."""
+        from transformers import AutoConfig
+
+        config = self.model.config
+        fields = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
+        drop = ("model_type", "transformers_version", "quantization_config")
+        clean = AutoConfig.for_model(
+            config.model_type, **{k: v for k, v in fields.items() if k not in drop}
+        )
+        held, self.model.config = self.model.config, clean
+        try:
+            self.model.save_pretrained(folder)
+        finally:
+            self.model.config = held
+        if self.spec.tokenizer is not None:
+            self.spec.tokenizer.save_pretrained(folder)
+
+
+def _dropout_off(model: nn.Module) -> None:
+    """Dropout would make the first on-policy ratio differ from 1 (paper.md, item 11)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
+        if getattr(model.config, name, None):
+            setattr(model.config, name, 0.0)
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _restore_attention(model: Any) -> None:
+    """Back to an attention of transformers' own."""
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:  # the architecture has no such kernel
+        model.set_attn_implementation("eager")
+
+
+def _probe(spec: ModelSpec, device: torch.device) -> FlatTokens:
+    """Two prompts with two responses each, of different lengths, within any context."""
+    room = min(spec.context_length, 12)
+    lengths = [max(room // 4, 1), max(room // 4, 1) + 1]
+    answers = [2, 3, 1, min(4, room - lengths[1])]
+    ids = torch.arange(sum(lengths) + sum(answers), device=device) * 7 % spec.vocab_size
+    return FlatTokens(
+        prompt_ids=ids[: sum(lengths)],
+        prompt_lengths=lengths,
+        response_ids=ids[sum(lengths) :],
+        lengths=answers,
+        prompt_of=[0, 0, 1, 1],
+    )
+
+
+@torch.no_grad()
+def _packed_gap(model: nn.Module, plain_head: bool, spec: ModelSpec) -> float:
+    """Largest difference of log-probs between the packed and the padded forward."""
+    from lit_pref.engine import forward, layout
+
+    tokens = _probe(spec, next(model.parameters()).device)
+    packed = layout.pack(tokens)
+    model.base_model(**forward.packed_inputs(packed))
+    if packed.calls == 0:
+        raise ValueError("the model did not call the packed attention")
+    both = [
+        hf_token_stats(model, tokens, path=p, plain_head=plain_head, pad_id=spec.pad_id).logps
+        for p in ("packed", "padded")
+    ]
+    return float((both[0] - both[1]).abs().max())
+
+
+@torch.no_grad()
+def _head_is_plain(model: nn.Module) -> bool:
+    """Whether logits are exactly the output layer on the last hidden state."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return False
+    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    if hidden.shape[-1] != head.in_features:
+        return False
+    logits = model(input_ids=ids, use_cache=False).logits
+    return torch.allclose(head(hidden), logits, atol=1e-4, rtol=1e-4)

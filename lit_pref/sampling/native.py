@@ -1,0 +1,142 @@
+"""Sampling on the policy's live weights: plans, random coordinates and records over ``decode``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from lit_pref.engine.decode import DecodedRow, decode
+from lit_pref.functional.rng import uniforms
+from lit_pref.types import Group, Policy, Prompt, Refusal, Response
+
+__all__ = ["NativeSampler"]
+
+
+class NativeSampler:
+    """Samples with our own decode loop.
+
+    Args:
+        max_new_tokens: length limit of a response, in tokens.
+        temperature: divides the logits; 1 samples from the policy itself, 0 is greedy.
+        top_p: keeps the likeliest tokens with at least this mass (1: all).
+        stop_ids: further token ids that end a response, besides the end-of-sequence tokens.
+        max_rows: responses decoded at the same time; bounds memory, never changes a sample.
+
+    Raises:
+        Refusal: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop_ids: Sequence[int] = (),
+        max_rows: int = 128,
+    ) -> None:
+        if max_new_tokens < 1:
+            raise Refusal(f"sampler.max_new_tokens must be at least 1, got {max_new_tokens}")
+        if temperature < 0:
+            raise Refusal(f"sampler.temperature must be 0 (greedy) or larger, got {temperature}")
+        if not 0 < top_p <= 1:
+            raise Refusal(f"sampler.top_p must be in (0, 1], got {top_p}; 1 keeps all tokens")
+        if max_rows < 1:
+            raise Refusal(f"sampler.max_rows must be at least 1, got {max_rows}")
+        self.max_new_tokens = max_new_tokens
+        self.temperature = float(temperature)
+        self.top_p = float(top_p)
+        self.stop_ids = tuple(stop_ids)
+        self.max_rows = max_rows
+
+    def plain(self) -> NativeSampler:
+        """The same at temperature 1 with all tokens: samples of the policy itself."""
+        return NativeSampler(
+            max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, max_rows=self.max_rows
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decided the sampling distribution; recorded with every group."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_new_tokens": self.max_new_tokens,
+            "stop_ids": list(self.stop_ids),
+        }
+
+    def sample(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        *,
+        key: tuple[int | str, ...],
+        occurrences: Sequence[int],
+        responses: int,
+        end_ids: Collection[int] = (),
+        text: Callable[[list[int]], str] = lambda ids: " ".join(map(str, ids)),
+        on_group: Callable[[int, Group], None] | None = None,
+    ) -> list[Group]:
+        """Responses to each prompt.
+
+        Args:
+            policy: the model; must be in eval mode.
+            prompts: prompts, repeated ones included.
+            key: coordinates of this call, for example ``(seed, "sample", round)``.
+            occurrences: how often the same prompt came earlier in the round, for each prompt.
+            responses: responses per prompt.
+            end_ids: end-of-sequence tokens.
+            text: decodes token ids for people and rewards.
+            on_group: called with (position, group) when all responses of a prompt are there, so
+                that scoring can begin while others are still sampled.
+
+        Returns:
+            One group per prompt, in order.
+        """
+        chunk = max(self.max_rows // responses, 1)
+        # Prompts of similar length go together: less padding in the prefill. Draws depend on
+        # coordinates alone, so the plan changes nothing else.
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
+        by_place: dict[int, Group] = {}
+        for start in range(0, len(order), chunk):
+            part = order[start : start + chunk]
+            keys = [
+                (*key, prompts[i].id, occurrences[i], k) for i in part for k in range(responses)
+            ]
+            rows = decode(
+                policy,
+                [prompts[i].ids for i in part],
+                copies=responses,
+                uniforms=uniforms(keys, self.max_new_tokens),
+                max_new_tokens=self.max_new_tokens,
+                end_ids={*end_ids, *self.stop_ids},
+                temperature=self.temperature,
+                top_p=self.top_p,
+            )
+            for n, i in enumerate(part):
+                mine = rows[n * responses : (n + 1) * responses]
+                by_place[i] = self._group(prompts[i], mine, end_ids, text)
+                if on_group is not None:
+                    on_group(i, by_place[i])
+        return [by_place[i] for i in range(len(prompts))]
+
+    def _group(
+        self,
+        prompt: Prompt,
+        rows: Iterable[DecodedRow],
+        end_ids: Collection[int],
+        text: Callable[[list[int]], str],
+    ) -> Group:
+        ends = {*end_ids, *self.stop_ids}
+        responses = [
+            Response(
+                ids=row.ids,
+                text=text([i for i in row.ids if i not in ends] if ends else row.ids),
+                behaviour="policy",
+                behaviour_logps=row.behaviour_logps,
+                policy_logps=row.policy_logps,
+                finished=row.finished,
+            )
+            for row in rows
+        ]
+        return Group(prompt=prompt, responses=responses, source="onpolicy", sampling=self.settings)

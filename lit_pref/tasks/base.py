@@ -1,0 +1,62 @@
+"""What a task is: prompts, and whatever else there is to learn from or to measure with."""
+
+from __future__ import annotations
+
+import abc
+
+from lit_pref.types import Group, Policy, Prompt, RewardSource
+
+__all__ = ["Task"]
+
+
+class Task(abc.ABC):
+    """What is to be learned.
+
+    Attributes:
+        name: short name, also part of run names.
+        eos_ids: tokens at which a response ends; empty where responses have a fixed length.
+        max_new_tokens: most tokens of a sampled response.
+        max_prompt_tokens: most tokens of a prompt; None where all prompts are alike.
+        offline_prompts: groups that the data side samples from the initial policy as offline
+            data; 0 for a task that brings its own or has none.
+    """
+
+    name: str
+    eos_ids: tuple[int, ...] = ()
+    max_new_tokens: int
+    max_prompt_tokens: int | None = None
+    offline_prompts: int = 0
+
+    @abc.abstractmethod
+    def prompts(self) -> list[Prompt]:
+        """Training prompts."""
+
+    @abc.abstractmethod
+    def validation(self) -> list[Prompt]:
+        """Prompts that are measured and never trained on."""
+
+    @abc.abstractmethod
+    def decode(self, ids: list[int]) -> str:
+        """Text of a response without special tokens."""
+
+    def check(self) -> None:  # noqa: B027  (most tasks have nothing to read)
+        """Read and validate everything the user named; runs before any weight is loaded.
+
+        Raises:
+            Refusal: something cannot be used.
+        """
+
+    def offline(self) -> list[Group] | None:
+        """Stored preference data (rank 0 is chosen, 1 rejected), None if there is none."""
+        return None
+
+    def true_reward(self) -> RewardSource | None:
+        """The reward that defines success, where the task knows it."""
+        return None
+
+    def initialise(self, policy: Policy) -> None:  # noqa: B027  (most policies come trained)
+        """Bring a new policy to the task's initial policy."""
+
+    def fingerprint(self) -> str:
+        """Stands for everything of the task that the initial policy depends on."""
+        return self.name
