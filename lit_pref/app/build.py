@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_pref.callbacks import MetricsCSV, RunFiles
@@ -61,7 +62,10 @@ def make(node: DictConfig, **extra: Any) -> Any:
     arguments.update({k: v for k, v in extra.items() if k in taken or open_ended})
     if arguments.pop("_partial_", False):
         return functools.partial(kind, **arguments)
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except TypeError as error:  # a value of the wrong type, or an argument it does not take
+        raise Refusal(f"{target} cannot be made from its configuration: {error}") from error
 
 
 def _nested(value: Any) -> Any:
@@ -78,6 +82,7 @@ def _nested(value: Any) -> Any:
 
 def build(cfg: DictConfig) -> Parts:
     """Task, policy, objective and data, checked; weights load when training starts."""
+    check_trainer(cfg)
     spec = make(cfg.model)
     task: Task = make(
         cfg.task,
@@ -118,6 +123,7 @@ def build(cfg: DictConfig) -> Parts:
         max_steps=cfg.trainer.max_steps,
         seed=cfg.seed,
     )
+    data.check(objective)
     return Parts(task=task, policy=policy, objective=objective, data=data)
 
 
@@ -130,25 +136,60 @@ def _check_lengths(cfg: DictConfig, spec: Any, task: Task) -> None:
         )
 
 
+_REPLACED = {
+    "accumulate_grad_batches": "use data.micro_batch_tokens (a batch is one optimizer step)",
+    "gradient_clip_val": "use optimizer.clip_norm",
+    "gradient_clip_algorithm": "use optimizer.clip_norm",
+    "max_epochs": "use data.rounds and data.reuse (an epoch is one pass over a round)",
+    "min_epochs": "use data.rounds and data.reuse (an epoch is one pass over a round)",
+    "reload_dataloaders_every_n_epochs": "rounds set it themselves",
+    "num_sanity_val_steps": "use callbacks.evaluation",
+    "check_val_every_n_epoch": "use callbacks.evaluation.every_n_rounds",
+    "val_check_interval": "use callbacks.evaluation.every_n_rounds",
+    "enable_checkpointing": "use checkpoint.*",
+    "callbacks": "use the callbacks group",
+    "logger": "use the logger group",
+}
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuse Lightning options that rounds and manual optimisation replace."""
+    for name, instead in _REPLACED.items():
+        if cfg.trainer.get(name) is not None:
+            raise Refusal(f"trainer.{name}={cfg.trainer[name]} does not apply here; {instead}")
+    if str(cfg.trainer.precision) in ("16", "16-mixed", "16-true"):
+        raise Refusal(
+            f"trainer.precision={cfg.trainer.precision}: half precision with loss scaling is not "
+            "supported; use bf16-mixed or 32-true"
+        )
+
+
 def trainer_of(cfg: DictConfig, parts: Parts, folder: str, **extra: Any) -> L.Trainer:
     """The trainer of a run: the configuration's options, the data's, ours and the user's."""
     options = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(options, dict)
     wanted = parts.data.trainer_kwargs()
     callbacks = wanted.pop("callbacks")
-    for node in (cfg.callbacks or {}).values():
-        callbacks.append(make(node))
+    callbacks += [make(node) for node in _present(cfg.callbacks)]
     callbacks += [RunFiles(folder), *extra.pop("callbacks", [])]
-    loggers = [MetricsCSV(folder), *(make_logger(node) for node in (cfg.logger or {}).values())]
-    return L.Trainer(
-        **{**options, **wanted},
-        callbacks=callbacks,
-        logger=loggers,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **extra,
-    )
+    loggers = [MetricsCSV(folder), *(make_logger(node) for node in _present(cfg.logger))]
+    try:
+        return L.Trainer(
+            **{**options, **wanted},
+            callbacks=callbacks,
+            logger=loggers,
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **extra,
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise Refusal(f"lightning.Trainer cannot be made from trainer.*: {error}") from error
+
+
+def _present(group: DictConfig | None) -> list[DictConfig]:
+    """Nodes of a group of named objects; null switches one off."""
+    return [node for node in (group or {}).values() if node is not None]
 
 
 def make_logger(node: DictConfig) -> Any:

@@ -43,13 +43,15 @@ def config_dir() -> Path:
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """A phrase with the nearest names, empty when none is near."""
-    names = list(names)
-    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-    last = word.rsplit(".", 1)[-1]
-    for name in names:  # the right key in another place
-        if name.rsplit(".", 1)[-1] == last and name not in near:
-            near.append(name)
-    return f" Did you mean {' or '.join(near[:3])}?" if near else ""
+    names = list(dict.fromkeys(names))
+    leaf = word.rsplit(".", 1)[-1]
+    near = [n for n in names if n.rsplit(".", 1)[-1] == leaf]  # right key, other place
+    near += difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    if not near:
+        leaves = {n.rsplit(".", 1)[-1]: n for n in reversed(names)}
+        near = [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=2, cutoff=0.7)]
+    near = list(dict.fromkeys(near))[:3]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ class RoundCallback(L.Callback):
                 "datamodule=OnPolicyDataModule(...) or OfflineDataModule(...) to trainer.fit"
             )
         self._check(trainer, data)
+        data.check(data.client)
         data.armed = False
 
     @staticmethod

@@ -176,6 +176,46 @@ class RoundDataModule(L.LightningDataModule):
         for listener in self.listeners:
             listener.on_failed_round(index, groups)
 
+    # ------------------------------------------------------------------ checks
+
+    def check(self, client: RoundClient) -> None:
+        """Whether an objective can be trained on this source; before any weight is loaded.
+
+        Raises:
+            Refusal: it cannot; the message says what to change.
+        """
+        needs, name = client.needs, type(client).__name__
+        if needs.fresh and not self.fresh:
+            raise Refusal(
+                f"{name} trains on fresh samples of the policy, but data={self.source} gives "
+                "stored ones; use data=onpolicy"
+            )
+        if not needs.policy and self.fresh:
+            raise Refusal(
+                f"{name} trains no policy that could sample; use data=offline instead of "
+                f"data={self.source}"
+            )
+        present = self.least_responses()
+        if needs.responses > present:
+            raise Refusal(
+                f"{name} needs at least {needs.responses} responses to each prompt, "
+                f"got data.responses_per_prompt={present}; set data.responses_per_prompt="
+                f"{needs.responses} or more"
+            )
+        if needs.rewards and not self.scored():
+            raise Refusal(
+                f"{name} needs a reward for every response, but the data of data={self.source} "
+                "has none; use data=onpolicy with a reward, or an objective on pairs"
+            )
+
+    def least_responses(self) -> int:
+        """Fewest responses in a group."""
+        return self.responses_per_prompt
+
+    def scored(self) -> bool:
+        """Whether every response has a reward."""
+        return self.reward is not None
+
     # ------------------------------------------------------------------ sizes
 
     def version(self, index: int) -> int:

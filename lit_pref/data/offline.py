@@ -73,6 +73,16 @@ class OfflineDataModule(RoundDataModule):
             for slot in range(count)
         ]
 
+    def least_responses(self) -> int:
+        if self.stored is None:
+            return self.responses_per_prompt
+        return min(len(g.responses) for g in self.stored)
+
+    def scored(self) -> bool:
+        if self.stored is None:
+            return self.reward is not None
+        return all(r.reward is not None for g in self.stored for r in g.responses)
+
     def _sample_once(self) -> list[Group]:
         """The bandit's offline data, from the initial policy."""
         prompts = round_prompts(self.task.prompts(), 0, self.size, self.seed)

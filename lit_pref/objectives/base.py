@@ -174,6 +174,7 @@ class ObjectiveModule(L.LightningModule):
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()
+        self.log_step(batch)
 
     def _update(self, optimizer: Any, batch: Batch) -> None:
         settings = self.optimizer_settings
@@ -210,7 +211,8 @@ class ObjectiveModule(L.LightningModule):
 
     # ------------------------------------------------------------------ logging
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def log_step(self, batch: Batch) -> None:
+        """End of a step; in ``training_step``, since callbacks that save run right after it."""
         for name, value in batch.info.items():
             self.window.add_total(name, torch.tensor(value, dtype=torch.float64), 1.0)
         self.window.add_total("learning_rate", torch.tensor(self._lr, dtype=torch.float64), 1.0)
