@@ -59,10 +59,18 @@ class OptimizerSettings:
         """The optimizer over parameters or parameter groups."""
         if self.factory is not None:
             return self.factory(parameters)
+        groups = list(parameters)
         extra: dict[str, Any] = {}
         if self.name != "sgd":
-            extra = {"betas": self.betas, "eps": self.eps}
-        return _CLASSES[self.name](parameters, lr=self.lr, weight_decay=self.weight_decay, **extra)
+            extra = {"betas": self.betas, "eps": self.eps, "fused": _can_fuse(groups)}
+        return _CLASSES[self.name](groups, lr=self.lr, weight_decay=self.weight_decay, **extra)
+
+
+def _can_fuse(groups: list[Any]) -> bool | None:
+    """Fused Adam updates in place; the default makes temporaries as large as the model."""
+    tensors = [p for g in groups for p in (g["params"] if isinstance(g, dict) else [g])]
+    plain = all(type(p) is nn.Parameter and p.device.type in ("cpu", "cuda") for p in tensors)
+    return True if plain and all(p.is_floating_point() for p in tensors) else None
 
 
 @dataclass(kw_only=True)
