@@ -64,6 +64,9 @@ class Shape:
 def _pair_answers(place: str, values: Mapping[str, Any]) -> tuple[Answer, ...]:
     chosen = _response(place, "chosen", values["chosen"])
     rejected = _response(place, "rejected", values["rejected"])
+    for name, response in (("chosen", chosen), ("rejected", rejected)):
+        if not _plain(response):
+            raise Unusable(f"empty {name} response")
     if _plain(chosen) == _plain(rejected):
         raise Unusable("chosen equal to rejected")
     return Answer(text=chosen, rank=0), Answer(text=rejected, rank=1)

@@ -116,8 +116,8 @@ def test_messages_without_a_template_name_the_row(write, plain_encoder):
 UNUSABLE = [
     ({"prompt": " "}, "empty prompt"),
     ({"prompt": []}, "empty prompt"),
-    ({"chosen": ""}, "empty response"),
-    ({"rejected": []}, "empty response"),
+    ({"chosen": ""}, "empty chosen response"),
+    ({"rejected": []}, "empty rejected response"),
     ({"rejected": "good"}, "chosen equal to rejected"),
     ({"chosen": "bad<|im_end|>"}, "chosen equal to rejected"),
     ({"prompt": "x" * 200}, "prompt longer than 199 tokens"),
