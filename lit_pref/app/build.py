@@ -114,7 +114,7 @@ def build(cfg: DictConfig) -> Parts:
         if cfg.data.name == "onpolicy" or task.true_reward() is not None:
             reward = task_reward(task)
     else:
-        reward = make(cfg.reward)
+        reward = make(OmegaConf.masked_copy(cfg.reward, [k for k in cfg.reward if k != "name"]))
     data = make(
         cfg.data,
         task=task,
@@ -128,11 +128,16 @@ def build(cfg: DictConfig) -> Parts:
 
 
 def _check_lengths(cfg: DictConfig, spec: Any, task: Task) -> None:
-    room = spec.context_length
-    if cfg.sampler.max_new_tokens >= room:
+    length, room = cfg.sampler.max_new_tokens, spec.context_length
+    if not task.eos_ids and length != task.max_new_tokens:
         raise Refusal(
-            f"sampler.max_new_tokens={cfg.sampler.max_new_tokens} leaves no room for a prompt in "
-            f"the context of {spec.name} ({room} tokens); lower sampler.max_new_tokens"
+            f"sampler.max_new_tokens={length}, but responses of task {task.name!r} have exactly "
+            f"{task.max_new_tokens} tokens; leave sampler.max_new_tokens out"
+        )
+    if length >= room:
+        raise Refusal(
+            f"sampler.max_new_tokens={length} leaves no room for a prompt in the context of "
+            f"{spec.name} ({room} tokens); lower sampler.max_new_tokens"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ def main(argv: list[str] | None = None) -> None:
         argv: arguments without the program's name; those of the process by default.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    if os.getcwd() not in sys.path:  # dotted paths of the user's own modules, as with python -m
+        sys.path.append(os.getcwd())
     try:
         folder = _resume_folder(arguments)
         if folder is not None:
