@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["segment_mean", "segment_sum", "suffix_sum"]
+__all__ = ["expand_segments", "segment_mean", "segment_sum", "suffix_sum"]
 
 
 def segment_sum(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -34,3 +34,27 @@ def suffix_sum(values: Tensor, lengths: Sequence[int]) -> Tensor:
     """For each element the sum from it to the end of its segment (reward-to-go), [T]."""
     parts = [p.flip(0).cumsum(0).flip(0) for p in values.split(list(lengths))]
     return torch.cat(parts) if parts else values
+
+
+def expand_segments(lengths: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Elements of some segments, one segment after the other; a segment may come repeatedly.
+
+    Args:
+        lengths: [B] length of every segment.
+        index: [N] which segments.
+
+    Returns:
+        (element, owner, position), [M] each: the place in the flat tensor, which of the ``N`` it
+        belongs to, and the place within its segment.
+
+    Example:
+        >>> import torch
+        >>> expand_segments(torch.tensor([2, 1]), torch.tensor([1, 0]))[0].tolist()
+        [2, 0, 1]
+    """
+    starts = (lengths.cumsum(0) - lengths)[index]
+    sizes = lengths[index]
+    owner = torch.repeat_interleave(torch.arange(len(index), device=index.device), sizes)
+    first = sizes.cumsum(0) - sizes
+    position = torch.arange(len(owner), device=index.device) - first[owner]
+    return starts[owner] + position, owner, position

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lit_pref.functional.segments import segment_sum
 from lit_pref.metrics.window import Window
+from lit_pref.objectives.evaluate import log_measures, predict_groups
 from lit_pref.objectives.forward import EngineForward
 from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings, clip_gradients
 from lit_pref.objectives.step import backward, backward_coupled
@@ -27,6 +28,7 @@ from lit_pref.types import (
     Batch,
     FlatTokens,
     Forward,
+    Group,
     Needs,
     Policy,
     Reference,
@@ -69,12 +71,14 @@ class ObjectiveModule(L.LightningModule):
 
     family: ClassVar[str]
     needs: Needs = Needs()
-    negative_gradient: ClassVar[bool]
+    negative_gradient: bool
     """Whether the update lowers the log-prob of some response tokens."""
     couples_batch: ClassVar[bool] = False
     """Whether the loss of one response depends on others of the batch beyond its own pair."""
-    whole_prompts: ClassVar[bool] = True
+    whole_prompts: bool = True
     """Whether the responses of one prompt must go through the model together."""
+    reuse: ClassVar[bool] = True
+    """Whether the loss is right for samples used several times (``data.reuse`` above 1)."""
     paper: ClassVar[str] = ""
     """arXiv id."""
 
@@ -124,8 +128,14 @@ class ObjectiveModule(L.LightningModule):
         """
 
     def couple(self, batch: Batch) -> Batch:
-        """Coupled losses only: add notes to the whole batch, without gradient, once per step."""
-        return batch
+        """Coupled losses only: the batch over all processes, once per step, without gradient.
+
+        A subclass may add notes to it; work is shared by what is local to each process.
+
+        Args:
+            batch: this process's part, ``batch.whole`` the rest of it (None: this is all).
+        """
+        return batch.whole or batch
 
     @abstractmethod
     def select(self, round: Round, *, seed: int) -> list[list[bool]]: ...
@@ -160,6 +170,10 @@ class ObjectiveModule(L.LightningModule):
 
     def load_objective_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of ``objective_state``."""
+
+    def export(self, folder: str) -> None:
+        """Write what was trained as a Hugging Face folder, at the end of a run."""
+        self.policy.save_pretrained(folder)
 
     # ------------------------------------------------------------------ one step
 
@@ -242,6 +256,16 @@ class ObjectiveModule(L.LightningModule):
         return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
 
     # ------------------------------------------------------------------ Lightning
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        log_measures(self, batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        log_measures(self, batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[Group]:
+        """Groups of responses to a batch of prompts."""
+        return predict_groups(self, batch)
 
     def configure_model(self) -> None:
         self.policy.load()

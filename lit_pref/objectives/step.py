@@ -57,7 +57,9 @@ def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:
     taken on them as leaves, and a second forward carries the cotangents into the weights.
     """
     whole, mine = batch.whole or batch, batch.local
-    logps = torch.zeros(sum(whole.tokens.lengths), device=module.device)
+    # never below float32, float64 where the policy is
+    dtype = torch.promote_types(torch.float32, next(module.policy.parameters()).dtype)
+    logps = torch.zeros(sum(whole.tokens.lengths), device=module.device, dtype=dtype)
     spans = _spans(whole.tokens.lengths)
     places = range(whole.tokens.num_responses) if mine is None else mine
     parts = [
@@ -74,7 +76,7 @@ def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:
             for i, piece in zip(index, out.split(part.tokens.lengths), strict=True):
                 logps[spans[places[i]]] = piece.to(logps)
         logps = module.sum_over_processes(logps)
-        whole = module.couple(whole)
+        whole = module.couple(batch)
     leaf = logps.requires_grad_()
     loss = module.batch_loss(TokenStats(logps=weigh_negative(leaf, module.negative_weight)), whole)
     (cotangent,) = torch.autograd.grad(loss, leaf)
@@ -98,8 +100,11 @@ def _parts(module: ObjectiveModule, batch: Batch) -> list[Batch]:
 
 def _backward_nothing(module: ObjectiveModule, batch: Batch) -> None:
     """This process has no response, but the others wait for its part of the reduction."""
-    stats = module.policy(_placeholder(batch.tokens))
-    module.manual_backward(stats.logps.sum() * 0.0)
+    nothing = module.policy(_placeholder(batch.tokens)).logps.sum() * 0.0
+    for name, parameter in module.named_parameters():  # heads beside the policy
+        if parameter.requires_grad and not name.startswith("policy."):
+            nothing = nothing + parameter.sum() * 0.0
+    module.manual_backward(nothing)
 
 
 def _placeholder(tokens: FlatTokens) -> FlatTokens:

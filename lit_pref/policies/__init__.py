@@ -1,7 +1,18 @@
 """Policies: what scores and continues token sequences, and references made from them."""
 
+from lit_pref.policies.heads import ScalarHead
 from lit_pref.policies.hf import HFPolicy
 from lit_pref.policies.models import ModelSpec, gpt_nano, hf, smollm2, tiny
-from lit_pref.policies.reference import FrozenReference
+from lit_pref.policies.reference import FrozenReference, MovingReference
 
-__all__ = ["FrozenReference", "HFPolicy", "ModelSpec", "gpt_nano", "hf", "smollm2", "tiny"]
+__all__ = [
+    "FrozenReference",
+    "HFPolicy",
+    "ModelSpec",
+    "MovingReference",
+    "ScalarHead",
+    "gpt_nano",
+    "hf",
+    "smollm2",
+    "tiny",
+]

@@ -130,7 +130,7 @@ class HFPolicy(nn.Module):
 
     # ------------------------------------------------------------------ decoding
 
-    def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> tuple[Tensor, _DecodeState]:
+    def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> tuple[Tensor, Any]:
         from transformers import DynamicCache
 
         self.load()
@@ -159,7 +159,7 @@ class HFPolicy(nn.Module):
             position = position.repeat_interleave(copies, 0)
         return logits, _DecodeState(cache, mask, position)
 
-    def step(self, token_ids: Tensor, state: _DecodeState) -> tuple[Tensor, _DecodeState]:
+    def step(self, token_ids: Tensor, state: _DecodeState) -> tuple[Tensor, Any]:
         mask = torch.cat([state.mask, state.mask.new_ones(len(token_ids), 1)], 1)
         out = self.model(
             input_ids=token_ids[:, None],
@@ -180,6 +180,11 @@ class HFPolicy(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the last hidden state; the model must be loaded."""
+        return int(self.model.config.get_text_config().hidden_size)
+
     def frozen_copy(self) -> HFPolicy:
         """A copy without gradients, in eval mode."""
         self.load()
@@ -188,17 +193,20 @@ class HFPolicy(nn.Module):
         twin.model = copy.deepcopy(self.model)
         return twin.requires_grad_(False).eval()
 
-    def save_pretrained(self, folder: str) -> None:
-        """Write a folder that ``from_pretrained`` loads, tokenizer included."""
+    def portable_config(self) -> Any:
+        """The model's config without traces of how and where it was loaded."""
         from transformers import AutoConfig
 
         config = self.model.config
         fields = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
         drop = ("model_type", "transformers_version", "quantization_config")
-        clean = AutoConfig.for_model(
+        return AutoConfig.for_model(
             config.model_type, **{k: v for k, v in fields.items() if k not in drop}
         )
-        held, self.model.config = self.model.config, clean
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write a folder that ``from_pretrained`` loads, tokenizer included."""
+        held, self.model.config = self.model.config, self.portable_config()
         try:
             self.model.save_pretrained(folder)
         finally:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from lit_pref.policies.hf import HFPolicy
-from lit_pref.types import FlatTokens, TokenStats
+from lit_pref.types import FlatTokens, Policy, Refusal, TokenStats
 
-__all__ = ["FrozenReference"]
+__all__ = ["FrozenReference", "MovingReference"]
 
 
 class FrozenReference:
@@ -41,5 +42,70 @@ class FrozenReference:
         with torch.no_grad():
             return self.copy.token_logps(tokens, stats=stats)
 
-    def advance(self, policy: HFPolicy, round: int) -> None:
+    def advance(self, policy: Policy, round: int) -> None:
         """A frozen reference does not move."""
+
+
+class MovingReference:
+    r"""A copy of the policy that follows it at round starts.
+
+    .. math:: \theta_{ref} \leftarrow a\,\theta + (1 - a)\,\theta_{ref}
+
+    (arXiv 2404.09656, soft and hard update.) Within a round it stands still, so its log-probs can
+    be noted once per round. Its weights are state of the run: whoever owns it puts ``state`` into
+    checkpoints.
+
+    Args:
+        mix: a, the share of the policy in (0, 1]; 1 replaces the reference (hard update).
+        every: rounds between two moves.
+    """
+
+    fingerprint: str | None = None
+    """It has none: its weights change."""
+
+    def __init__(self, *, mix: float = 0.6, every: int = 1) -> None:
+        if not 0 < mix <= 1:
+            raise Refusal(
+                f"mix of the moving reference must be in (0, 1], got {mix}; 0.6 is published, "
+                "1 replaces the reference by the policy"
+            )
+        if not isinstance(every, int) or every < 1:
+            raise Refusal(
+                "every of the moving reference must be a whole number of rounds from 1, got "
+                f"{every!r}"
+            )
+        self.mix, self.every = float(mix), every
+        self.copy: HFPolicy | None = None
+
+    def prepare(self, policy: HFPolicy) -> None:
+        """Take the copy; does nothing the second time."""
+        if self.copy is None:
+            self.copy = policy.frozen_copy()
+
+    def to(self, device: torch.device) -> None:
+        if self.copy is not None:
+            self.copy.to(device)
+
+    def token_logps(self, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
+        assert self.copy is not None, "prepare comes first"
+        with torch.no_grad():
+            return self.copy.token_logps(tokens, stats=stats)
+
+    @torch.no_grad()
+    def advance(self, policy: Policy, round: int) -> None:
+        """Move at the start of every ``every``-th round; the first round has nothing to follow."""
+        assert self.copy is not None, "prepare comes first"
+        if round == 0 or round % self.every:
+            return
+        theirs = dict(policy.named_parameters())  # type: ignore[attr-defined]
+        for name, weight in self.copy.named_parameters():
+            weight.lerp_(theirs[name].detach().to(weight), self.mix)
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights, for checkpoints."""
+        return {} if self.copy is None else dict(self.copy.state_dict())
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Inverse of ``state``; after ``prepare``."""
+        assert self.copy is not None, "prepare comes first"
+        self.copy.load_state_dict(state)

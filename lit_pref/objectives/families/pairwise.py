@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
-from lit_pref.functional.pairing import PAIRINGS, Pairing, order_scores, pair_indices
-from lit_pref.functional.rng import generator
-from lit_pref.objectives.base import ObjectiveModule, SharedArgs
-from lit_pref.types import Batch, Group, Needs, Policy, Refusal, Round, TokenStats, View
+from lit_pref.objectives.families.paired import PairedModule, PairwiseArgs
+from lit_pref.types import Batch, Needs, TokenStats
 
-__all__ = ["PairwiseArgs", "PairwiseModule", "Side"]
+__all__ = ["PairwiseArgs", "PairwiseModule", "Side", "reward_metrics"]
 
 
 @dataclass(slots=True)
@@ -29,6 +26,8 @@ class Side:
         index: [N] which response of the micro-batch each is.
         token_logps: [T] log-probs of all response tokens of the micro-batch.
         owner: [T] response that owns each token.
+        ref_token_logps: [T] the reference's, or None.
+        all_lengths: [B] lengths of all responses of the micro-batch.
         stats: all statistics of the forward.
     """
 
@@ -39,6 +38,8 @@ class Side:
     token_logps: Tensor
     owner: Tensor
     stats: TokenStats
+    ref_token_logps: Tensor | None = None
+    all_lengths: Tensor | None = None
 
     @property
     def log_ratio(self) -> Tensor:
@@ -46,56 +47,36 @@ class Side:
         assert self.ref_logps is not None, "the objective must declare needs.reference"
         return self.logps - self.ref_logps
 
+    @property
+    def mean_logps(self) -> Tensor:
+        """[N] log-prob per token, in nats; 0 for an empty response."""
+        return self.logps / self.lengths.clamp(min=1)
 
-class PairwiseArgs(SharedArgs, total=False):
-    """Keyword arguments that every pairwise objective takes; see ``PairwiseModule``."""
-
-    pairs: Pairing
-    min_gap: float
-    pair_temperature: float
-    pair_mean: Literal["pooled", "group"]
+    @property
+    def mean_log_ratio(self) -> Tensor:
+        """[N] log-ratio per token, in nats."""
+        return self.log_ratio / self.lengths.clamp(min=1)
 
 
-class PairwiseModule(ObjectiveModule):
+def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """The usual metrics of implicit rewards, [N] each."""
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).to(chosen),
+    }
+
+
+class PairwiseModule(PairedModule):
     """Learns from comparisons: override ``pair_loss``.
 
     Args:
-        policy: the model to train.
-        pairs: which responses of a group are compared; see ``functional.pairing``.
-        min_gap: pairs whose rewards differ by less are left out, and counted.
-        pair_temperature: of the Bradley-Terry draw.
-        pair_mean: ``pooled``: every pair of the batch counts the same; ``group``: every group.
-        **shared: see ``ObjectiveModule``.
+        *args: see ``PairedModule``.
     """
 
     family: ClassVar[str] = "pairwise"
     needs = Needs(pairs=True, responses=2)
-
-    def __init__(
-        self,
-        policy: Policy,
-        *,
-        pairs: Pairing = "best_worst",
-        min_gap: float = 0.0,
-        pair_temperature: float = 1.0,
-        pair_mean: Literal["pooled", "group"] = "pooled",
-        **shared: Unpack[SharedArgs],
-    ) -> None:
-        if pairs not in PAIRINGS:
-            raise Refusal(f"objective.pairs must be one of {', '.join(PAIRINGS)}, got {pairs!r}")
-        if pair_mean not in ("pooled", "group"):
-            raise Refusal(f"objective.pair_mean must be pooled or group, got {pair_mean!r}")
-        if min_gap < 0:
-            raise Refusal(f"objective.min_gap must be 0 or larger, got {min_gap}")
-        if pair_temperature <= 0:
-            raise Refusal(
-                f"objective.pair_temperature must be larger than 0, got {pair_temperature}"
-            )
-        super().__init__(policy, **shared)
-        self.pairs: Pairing = pairs
-        self.min_gap = float(min_gap)
-        self.pair_temperature = float(pair_temperature)
-        self.pair_mean = pair_mean
 
     @abstractmethod
     def pair_loss(
@@ -111,53 +92,6 @@ class PairwiseModule(ObjectiveModule):
         Returns:
             [N] losses, and [N] tensors to log as means over pairs.
         """
-
-    # ------------------------------------------------------------------ the view
-
-    def group_pairs(self, group: Group, slot: int, round: int, seed: int) -> list[tuple[int, int]]:
-        """(chosen, rejected) positions within one group; the same in every pass."""
-        scores = order_scores(
-            [r.rank for r in group.responses],
-            [r.reward for r in group.responses],
-            [r.label for r in group.responses],
-        )
-        if scores is None or group.weight == 0:
-            return []
-        return pair_indices(
-            scores,
-            self.pairs,
-            min_gap=self.min_gap,
-            temperature=self.pair_temperature,
-            generator=generator(seed, "pairs", round, slot, group.prompt.id),
-        )
-
-    def select(self, round: Round, *, seed: int) -> list[list[bool]]:
-        keep = []
-        for slot, group in enumerate(round.groups):
-            used = {k for pair in self.group_pairs(group, slot, round.index, seed) for k in pair}
-            keep.append([k in used for k in range(len(group.responses))])
-        return keep
-
-    def view(self, round: Round, *, seed: int) -> View:
-        index: list[tuple[int, int]] = []
-        margins: list[float] = []
-        weights: list[float] = []
-        start = ties = 0
-        for slot, (group, keep) in enumerate(zip(round.groups, round.keep, strict=True)):
-            place = {k: start + n for n, k in enumerate(k for k, used in enumerate(keep) if used)}
-            start += len(place)
-            found = self.group_pairs(group, slot, round.index, seed)
-            ties += not found
-            share = 1.0 if self.pair_mean == "pooled" else 1.0 / max(len(found), 1)
-            for chosen, rejected in found:
-                index.append((place[chosen], place[rejected]))
-                margins.append(group.margin or 0.0)
-                weights.append(group.weight * share)
-        round.counts["data/groups_without_pair"] = float(ties)
-        return View(
-            pairs=torch.tensor(index, dtype=torch.long).reshape(-1, 2),
-            pair={"margin": torch.tensor(margins), "weight": torch.tensor(weights)},
-        )
 
     # ------------------------------------------------------------------ the loss
 
@@ -179,6 +113,8 @@ class PairwiseModule(ObjectiveModule):
                 token_logps=stats.logps,
                 owner=owner,
                 stats=stats,
+                ref_token_logps=ref,
+                all_lengths=lengths,
             )
 
         return side(batch.view.pairs[:, 0]), side(batch.view.pairs[:, 1])

@@ -1,0 +1,132 @@
+"""Every logged name: what it is, its unit, its healthy range, and what to do when it is not.
+
+Two prefixes say when: bare names are means over a logging window of training steps, weighted by
+count; ``round/``, ``data/`` and ``completions/`` describe a round when it is made; ``val/`` is
+measured on the validation prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["GLOSSARY", "Entry", "entry", "glossary_page"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric.
+
+    Attributes:
+        meaning: what it is, with its formula.
+        unit: of its values.
+        healthy: the range to expect.
+        remedy: what to do outside of it.
+    """
+
+    meaning: str
+    unit: str
+    healthy: str = ""
+    remedy: str = ""
+
+
+_LR = "lower optimizer.lr"
+
+GLOSSARY: dict[str, Entry] = {
+    # the first columns
+    "step": Entry("optimizer steps taken", "steps"),
+    "samples": Entry("responses sampled for training so far", "responses"),
+    "reward_queries": Entry("responses scored for training so far", "responses"),
+    "round": Entry("number of the round trained on, from 0", "rounds"),
+    "pass": Entry("number of the pass over the round, from 0", "passes"),
+    # every step
+    "loss": Entry("the objective, averaged as its page says", "nats mostly"),
+    "grad_norm": Entry(
+        "norm of the gradient before clipping", "1", "steady; spikes are rare",
+        f"{_LR} or set optimizer.clip_norm",
+    ),
+    "learning_rate": Entry("learning rate of the step", "1"),
+    "skipped_steps": Entry(
+        "steps skipped so far because their gradient was not finite", "steps", "0",
+        f"{_LR}, use precision=32-true",
+    ),
+    "age/mean": Entry(
+        "policy version now minus the version that sampled, mean over the batch's groups", "steps",
+        "0 when strictly on-policy; below reuse x batches per pass", "lower data.reuse",
+    ),
+    "age/max": Entry("the same, largest of the batch", "steps"),
+    "uses": Entry("how often the batch's groups were trained on before", "passes"),
+    "sampling/logp_difference": Entry(
+        "mean |log-prob while sampling - log-prob in training|, while the policy is unchanged",
+        "nats per token", "below 1e-4 in float32; up to 0.5 in bfloat16",
+        "sample and train in the same precision",
+    ),
+    # pairs
+    "rewards/chosen": Entry("implicit reward of the chosen: beta (logp - ref_logp)", "nats",
+                            "rising or near 0", "falling with rejected: likelihood displacement; "
+                            "use data=onpolicy, an NLL term, or a larger beta"),
+    "rewards/rejected": Entry("implicit reward of the rejected", "nats", "below rewards/chosen"),
+    "rewards/margins": Entry("rewards/chosen - rewards/rejected", "nats", "positive, growing slowly",
+                             "large at once: overfitting; fewer passes or a larger beta"),
+    "rewards/accuracies": Entry("share of pairs with a positive margin", "share",
+                                "0.6 to 0.95 on fresh pairs", "1.0 early: the pairs are too easy"),
+    "rewards/shift": Entry("reward shift of BCO (mean implicit reward)", "nats"),
+    "logps/chosen": Entry("log-prob of the chosen under the policy, summed over tokens", "nats",
+                          "not falling for long", "see rewards/chosen"),
+    "logps/rejected": Entry("log-prob of the rejected under the policy", "nats"),
+    "logps/mean": Entry("log-prob of the responses trained on", "nats"),
+    # advantages and weights
+    "advantages/mean": Entry("mean advantage of the batch's responses", "reward",
+                             "near 0 with a baseline", "check the baseline"),
+    "weights/mean": Entry("mean weight of the batch's responses", "1"),
+    # a round
+    "round/reward": Entry("mean reward of the round's responses", "reward", "rising"),
+    "round/reward_std": Entry("standard deviation of these rewards", "reward", "above 0",
+                              "0: nothing to learn from; more responses, a finer reward"),
+    "round/no_signal": Entry("share of groups whose rewards are all equal", "share", "below 0.5",
+                             "more responses per prompt, a finer reward"),
+    "data/groups_without_pair": Entry("groups of the round that make no pair (ties, min_gap)",
+                                      "groups", "few", "more responses, a finer reward"),
+    "data/groups_without_label": Entry("groups whose responses get no label", "groups", "0"),
+    "data/groups_without_target": Entry("groups without a response to imitate", "groups", "0"),
+    "data/desirable_share": Entry("share of responses labelled desirable", "share", "0.3 to 0.7",
+                                  "balance with the objective's weights"),
+    "completions/mean_length": Entry("mean length of the round's responses", "tokens", "steady",
+                                     "growing: a length bias; normalise by length"),
+    "completions/min_length": Entry("shortest response of the round", "tokens"),
+    "completions/max_length": Entry("longest response of the round", "tokens"),
+    "completions/clipped_ratio": Entry("share of responses cut at the limit", "share", "below 0.3",
+                                       "raise sampler.max_new_tokens"),
+    # validation
+    "val/reward": Entry("true reward on the validation prompts", "reward", "rising"),
+    "val/kl": Entry("KL(policy || initial policy), mean log-ratio of sampled responses",
+                    "nats per response", "growing slower than the reward",
+                    "raise the KL weight or beta, stop earlier"),
+    "val/entropy": Entry("-mean log-prob of sampled tokens", "nats per token", "falling slowly",
+                         "collapse: raise beta, lower the learning rate"),
+    "val/mean_length": Entry("mean length of validation responses", "tokens", "steady"),
+    "val/finished": Entry("share of validation responses that ended by themselves", "share",
+                          "above 0.7", "raise sampler.max_new_tokens"),
+}  # fmt: skip
+
+
+def entry(name: str) -> Entry | None:
+    """The entry of a logged name, None if there is none."""
+    return GLOSSARY.get(name)
+
+
+def glossary_page() -> str:
+    """``docs/guide/metrics.md``, made from the entries."""
+    lines = [
+        "# Metrics",
+        "",
+        "Bare names are means over a logging window of training steps, weighted by count. `round/`,",
+        "`data/` and `completions/` describe a round when it is made, `val/` the validation prompts.",
+        "This page is made from `lit_pref/metrics/glossary.py`; a test keeps them equal.",
+        "",
+        "| name | meaning | unit | healthy | otherwise |",
+        "|---|---|---|---|---|",
+    ]
+    for name, e in GLOSSARY.items():
+        meaning = e.meaning.replace("|", "\\|")
+        lines.append(f"| `{name}` | {meaning} | {e.unit} | {e.healthy} | {e.remedy} |")
+    return "\n".join(lines) + "\n"
