@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "DPO": "objectives",
+    "GRPO": "objectives",
+    "PPO": "objectives",
     "REINFORCE": "objectives",
     "PairwiseModule": "objectives",
     "PolicyGradientModule": "objectives",

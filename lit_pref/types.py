@@ -428,6 +428,7 @@ class TokenStats:
         entropy: [T] entropy of each predictive distribution in nats, when asked for.
         sum_squares: [T] sum over the vocabulary of squared probabilities, when asked for.
         hidden: [T, H] last hidden state *before* each response token, when asked for.
+        values: [T] values of the state before each token, from a critic.
         final_hidden: [B, H] last hidden state *after* each response, when asked for.
     """
 
@@ -436,6 +437,7 @@ class TokenStats:
     sum_squares: Tensor | None = None
     hidden: Tensor | None = None
     final_hidden: Tensor | None = None
+    values: Tensor | None = None
 
 
 # --------------------------------------------------------------------------- protocols

@@ -26,7 +26,9 @@ __all__ = ["Parts", "build", "make"]
 
 log = logging.getLogger(__name__)
 
-_NOT_ARGUMENTS = ("name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing")
+_NOT_ARGUMENTS = (
+    "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "monitor",
+)  # fmt: skip
 """Keys of a node that other nodes read; they are not arguments of its class."""
 
 
@@ -40,7 +42,7 @@ class Parts:
     data: RoundDataModule
 
 
-def make(node: DictConfig, **extra: Any) -> Any:
+def make(node: DictConfig, *, without: tuple[str, ...] = (), **extra: Any) -> Any:
     """Build a node's object; extra arguments are passed where the constructor takes them.
 
     Nested nodes with a ``_target_`` go through Hydra; the outermost call is plain Python, so that
@@ -49,6 +51,7 @@ def make(node: DictConfig, **extra: Any) -> Any:
     fields = OmegaConf.to_container(node, resolve=True)
     assert isinstance(fields, dict)
     target = fields.pop("_target_")
+    fields = {k: v for k, v in fields.items() if k not in without}
     try:
         kind = get_object(target)
     except Exception as error:
@@ -83,24 +86,7 @@ def _nested(value: Any) -> Any:
 def build(cfg: DictConfig) -> Parts:
     """Task, policy, objective and data, checked; weights load when training starts."""
     check_trainer(cfg)
-    spec = make(cfg.model)
-    task: Task = make(
-        cfg.task,
-        tokenizer=spec.tokenizer,
-        eos_ids=spec.eos_ids,
-        context_length=spec.context_length,
-        max_new_tokens=cfg.sampler.max_new_tokens,
-    )
-    _check_lengths(cfg, spec, task)
-    task.check()
-    initialise = functools.partial(task.initialise, cache_dir=cfg.paths.cache_dir)
-    takes_cache = "cache_dir" in inspect.signature(task.initialise).parameters
-    policy = HFPolicy(
-        spec,
-        initialise=initialise if takes_cache else task.initialise,
-        path=cfg.model.forward,
-        gradient_checkpointing=cfg.model.gradient_checkpointing,
-    )
+    task, policy = task_and_policy(cfg)
     reference = make(cfg.reference) if "_target_" in cfg.reference else None
     objective = make(
         cfg.objective,
@@ -114,9 +100,13 @@ def build(cfg: DictConfig) -> Parts:
         if cfg.data.name == "onpolicy" or task.true_reward() is not None:
             reward = task_reward(task)
     else:
-        reward = make(OmegaConf.masked_copy(cfg.reward, [k for k in cfg.reward if k != "name"]))
+        reward = make(cfg.reward, without=("name",), tokenizer=policy.spec.tokenizer)
+    held_out = {}
+    if "held_out" in cfg.data and cfg.data.held_out is None:
+        held_out = {"held_out": 0.0 if objective.needs.policy else 0.1}
     data = make(
         cfg.data,
+        **held_out,
         task=task,
         sampler=make(cfg.sampler),
         reward=reward,
@@ -125,6 +115,37 @@ def build(cfg: DictConfig) -> Parts:
     )
     data.check(objective)
     return Parts(task=task, policy=policy, objective=objective, data=data)
+
+
+def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, HFPolicy]:
+    """The task, its files read and checked, and the policy without its weights.
+
+    Args:
+        cfg: with ``task``, ``model``, ``sampler`` and ``paths``.
+        initialise: bring a new policy to the task's initial policy; not for a trained model.
+    """
+    spec = make(cfg.model)
+    task: Task = make(
+        cfg.task,
+        tokenizer=spec.tokenizer,
+        eos_ids=spec.eos_ids,
+        context_length=spec.context_length,
+        max_new_tokens=cfg.sampler.max_new_tokens,
+    )
+    _check_lengths(cfg, spec, task)
+    task.check()
+    start = None
+    if initialise:
+        start = task.initialise
+        if "cache_dir" in inspect.signature(task.initialise).parameters:
+            start = functools.partial(task.initialise, cache_dir=cfg.paths.cache_dir)
+    policy = HFPolicy(
+        spec,
+        initialise=start,
+        path=cfg.model.forward,
+        gradient_checkpointing=cfg.model.gradient_checkpointing,
+    )
+    return task, policy
 
 
 def _check_lengths(cfg: DictConfig, spec: Any, task: Task) -> None:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-
-from lit_pref.errors import Refusal
 
 __all__ = ["main"]
 
 _HELP = """lit-pref: preference fine-tuning for PyTorch Lightning and Hydra
 
-  lit-pref train [group=option ...] [key=value ...]   train (lit-pref train --help)
-  lit-pref report RUN_DIRECTORY                       write its report.html again
+  lit-pref train [group=option ...] [key=value ...]      train
+  lit-pref evaluate RUN_DIR|MODEL_FOLDER [key=value ...] measure reward, KL, wins, preferences
+  lit-pref generate RUN_DIR|MODEL_FOLDER [key=value ...] respond to prompts: samples.jsonl
+  lit-pref export RUN_DIR [output=FOLDER]                a run's weights as a Hugging Face folder
+  lit-pref report RUN_DIR|SWEEP_DIR                      write its report.html again
+
+Each has --help with examples.
 """
+
+_COMMANDS = ("train", "evaluate", "generate", "export", "report")
 
 
 def main() -> None:
     """Entry point of the console script."""
     command, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    if command == "train":
-        from lit_pref.app.train import main as train
-
-        train(rest)
-    elif command == "report" and rest and rest[0] not in ("-h", "--help"):
-        from lit_pref.report import write_report
-
-        try:
-            print(write_report(rest[0]))
-        except Refusal as refusal:
-            print(f"Refused: {refusal}", file=sys.stderr)
-            sys.exit(2)
-    elif command in ("-h", "--help", "report"):
+    if command in _COMMANDS:
+        importlib.import_module(f"lit_pref.app.{command}").main(rest)
+    elif command in ("-h", "--help"):
         print(_HELP, end="")
     else:
         print(f"Refused: there is no command {command!r}.\n\n{_HELP}", end="", file=sys.stderr)

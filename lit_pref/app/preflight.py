@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -19,9 +19,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import lit_pref
+from lit_pref.app.search_path import search_folder
 from lit_pref.errors import Refusal
 
-__all__ = ["check_arguments", "compose_config", "config_dir", "did_you_mean"]
+__all__ = [
+    "check_arguments",
+    "check_choices",
+    "check_keys",
+    "compose_config",
+    "composing",
+    "config_dir",
+    "did_you_mean",
+    "groups_of",
+    "parse",
+    "split",
+]
 
 _OVERRIDE = re.compile(
     r"^(?P<mark>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@\-\[\]]*)(=(?P<value>.*))?$", re.S
@@ -63,43 +75,92 @@ def check_arguments(arguments: Sequence[str]) -> None:
     Raises:
         Refusal: an unknown group, option or key, a missing value, an unusable run directory.
     """
-    overrides, flags, searched = _split(arguments)
+    overrides, flags, searched = split(arguments)
     if flags & {"--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion"}:
         return
     if flags & {"--config-path", "-cp", "--config-name", "-cn"}:
         return  # another primary configuration: Hydra's own messages
-    parsed = [_parse(o) for o in overrides]
+    parsed = [parse(o) for o in overrides]
     multirun = bool(flags & {"--multirun", "-m"})
-    with _hydra():
-        groups = _groups(searched)
-        choices: list[str] = []
-        for mark, key, value in parsed:
-            if key in groups and value is not None and mark != "~":
-                for option in _options(value) if multirun else [value]:
-                    if option not in (*groups[key], "null") and not option.startswith("$"):
-                        raise Refusal(
-                            f"{key}={option}: there is no such option; choose from "
-                            f"{', '.join(groups[key])}.{did_you_mean(option, groups[key])}"
-                        )
-                first = _options(value)[0] if multirun else value
-                choices.append(f"{mark}{key}={first}")
+    with composing():
+        groups = groups_of(searched)
+        choices = check_choices(parsed, groups, multirun=multirun)
         base = compose_config(choices, searched)
-        _check_keys(parsed, base, groups)
-        if not multirun:
+        if multirun:
+            _check_swept_keys(parsed, [base, *_other_bases(parsed, groups, searched)], groups)
+        else:
+            check_keys(parsed, base, groups)
             _check_composed(overrides, searched)
     _check_run_directory(parsed)
 
 
-def compose_config(overrides: Sequence[str], searched: Sequence[str] = ()) -> DictConfig:
-    """The configuration for these overrides; Hydra must be initialised."""
+def _other_bases(
+    parsed: Sequence[tuple[str, str, str | None]],
+    groups: dict[str, list[str]],
+    searched: Sequence[str],
+) -> Iterator[DictConfig]:
+    """The configuration with each further option of each swept group, one at a time."""
+    for mark, key, value in parsed:
+        if key in groups and value is not None and mark != "~":
+            for option in _options(value)[1:]:
+                try:
+                    yield compose_config([f"{mark}{key}={option}"], searched)
+                except Refusal:
+                    continue  # the cell itself will say so
+
+
+def _check_swept_keys(
+    parsed: Sequence[tuple[str, str, str | None]],
+    bases: Sequence[DictConfig],
+    groups: dict[str, list[str]],
+) -> None:
+    """In a sweep a key must be there in some cell; cells without it are refused one by one."""
+    for override in parsed:
+        first: Refusal | None = None
+        for base in bases:
+            try:
+                check_keys([override], base, groups)
+                break
+            except Refusal as refusal:
+                first = first or refusal
+        else:
+            assert first is not None
+            raise first
+
+
+def check_choices(
+    parsed: Sequence[tuple[str, str, str | None]],
+    groups: dict[str, list[str]],
+    *,
+    multirun: bool = False,
+) -> list[str]:
+    """The overrides that choose an option of a group, the first of several; refuses others."""
+    choices: list[str] = []
+    for mark, key, value in parsed:
+        if key in groups and value is not None and mark != "~":
+            for option in _options(value) if multirun else [value]:
+                if option not in (*groups[key], "null") and not option.startswith("$"):
+                    raise Refusal(
+                        f"{key}={option}: there is no such option; choose from "
+                        f"{', '.join(groups[key])}.{did_you_mean(option, groups[key])}"
+                    )
+            first = _options(value)[0] if multirun else value
+            choices.append(f"{mark}{key}={first}")
+    return choices
+
+
+def compose_config(
+    overrides: Sequence[str], searched: Sequence[str] = (), *, name: str = "train"
+) -> DictConfig:
+    """The configuration ``name`` for these overrides; Hydra must be initialised."""
     extra = [f"hydra.searchpath=[{','.join(f'file://{s}' for s in searched)}]"] if searched else []
     try:
-        return compose("train", overrides=[*overrides, *extra])
+        return compose(name, overrides=[*overrides, *extra])
     except (HydraException, OmegaConfBaseException) as error:
         raise Refusal(f"the configuration cannot be composed: {_first_lines(error)}") from error
 
 
-class _hydra:
+class composing:
     """Hydra initialised on our folder for the time of a block."""
 
     def __enter__(self) -> None:
@@ -110,14 +171,16 @@ class _hydra:
         GlobalHydra.instance().clear()
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
-    """(overrides, flags, folders given by --config-dir)."""
+def split(arguments: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
+    """(overrides, flags, folders given by --config-dir and hydra.searchpath)."""
     overrides, flags, searched = [], set(), []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
             overrides.append(word)
+            if word.startswith("hydra.searchpath="):
+                searched += map(search_folder, re.findall(r"[^\s\[\],'\"]+", word[17:]))
             continue
         name, _, value = word.partition("=")
         flags.add(name)
@@ -130,7 +193,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
     return overrides, flags, searched
 
 
-def _parse(override: str) -> tuple[str, str, str | None]:
+def parse(override: str) -> tuple[str, str, str | None]:
     match = _OVERRIDE.match(override)
     if match is None or (match["value"] is None and match["mark"] != "~"):
         raise Refusal(
@@ -144,7 +207,7 @@ def _options(value: str) -> list[str]:
     return [v.strip() for v in value.split(",")] if re.fullmatch(r"[\w,\s./-]+", value) else [value]
 
 
-def _groups(searched: Sequence[str]) -> dict[str, list[str]]:
+def groups_of(searched: Sequence[str]) -> dict[str, list[str]]:
     """Our groups and their options, with those of the user's folders."""
     found: dict[str, set[str]] = {}
     for root in (config_dir(), *map(Path, searched)):
@@ -166,9 +229,14 @@ def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
     return out
 
 
-def _check_keys(
-    parsed: Sequence[tuple[str, str, str | None]], base: DictConfig, groups: dict[str, list[str]]
+def check_keys(
+    parsed: Sequence[tuple[str, str, str | None]],
+    base: DictConfig,
+    groups: dict[str, list[str]],
+    *,
+    command: str = "python train.py --cfg job",
 ) -> None:
+    """Refuse keys that the configuration ``base`` does not have; ``command`` shows them all."""
     keys = _keys(base)
     known = set(keys)
     tops = [*(g for g in groups if "/" not in g), *(k for k in base if k not in groups)]
@@ -179,10 +247,7 @@ def _check_keys(
             continue
         top = key.split(".")[0]
         names = keys if "." in key and (top in known or top in groups) else [*tops, *keys]
-        raise Refusal(
-            f"{key}: there is no such key.{did_you_mean(key, names)} "
-            "All keys: python train.py --cfg job"
-        )
+        raise Refusal(f"{key}: there is no such key.{did_you_mean(key, names)} All keys: {command}")
 
 
 def _inside_open_node(key: str, base: DictConfig) -> bool:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from lit_pref.app.processes import is_main
 from lit_pref.errors import Refusal
 
-__all__ = ["resume_run"]
+__all__ = ["log_to", "resume_run"]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def resume_run(folder: Path, arguments: Sequence[str]) -> int:
             _apply(cfg, argument)
     cfg.resume = str(folder)
     cfg.paths.run_dir = str(folder)
-    _log_to(folder)
+    if is_main():
+        log_to(folder)
     from lit_pref.app.run import run_job
 
     return run_job(cfg, folder, resume=True).exit_code
@@ -65,7 +67,8 @@ def _apply(cfg: DictConfig, argument: str) -> None:
         )
 
 
-def _log_to(folder: Path) -> None:
+def log_to(folder: Path) -> None:
+    """Messages go to the console, and with time and origin to ``run.log``."""
     file = logging.FileHandler(folder / "run.log")
     file.setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s][%(name)s] %(message)s"))
     console = logging.StreamHandler(sys.stderr)

@@ -8,9 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lit_pref.data.gather import gather_strided
-from lit_pref.data.generate import generate_groups
-from lit_pref.types import FlatTokens, Group
+from lit_pref.types import Group
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -22,6 +20,8 @@ def evaluate(trainer: L.Trainer, module: Any, *, responses: int = 1) -> tuple[di
 
     The same uniform numbers are used every time and in every run, whatever its seed, and plain
     sampling (temperature 1, all tokens), so that curves are comparable and KL is unbiased.
+    A reward model does not sample: its ``val/accuracy`` is that on the groups that its data
+    module holds out.
 
     Args:
         trainer: with one of lit_pref's DataModules.
@@ -33,59 +33,10 @@ def evaluate(trainer: L.Trainer, module: Any, *, responses: int = 1) -> tuple[di
         per token, ``val/mean_length`` in tokens, ``val/finished``), and the groups.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    reward = data.task.true_reward() or data.reward
-    groups = generate_groups(
-        module.policy,
-        data.validation_prompts,
-        task=data.task,
-        sampler=data.sampler.plain(),
-        reward=reward,
-        key=("validation",),
-        responses=responses,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-        context=trainer.precision_plugin.forward_context,
-    )
-    flat = [r for g in groups for r in g.responses]
-    metrics = {
-        "val/mean_length": sum(len(r.ids) for r in flat) / len(flat),
-        "val/finished": sum(r.finished for r in flat) / len(flat),
-    }
-    if reward is not None:
-        data.counters["eval_queries"] += len(flat)
-        metrics["val/reward"] = sum(r.reward for r in flat) / len(flat)
-    metrics.update(_log_prob_metrics(trainer, module, groups))
-    return metrics, groups
-
-
-def _log_prob_metrics(trainer: L.Trainer, module: Any, groups: list[Group]) -> dict[str, float]:
-    """KL and entropy from log-probs of the samples; each process scores its stride."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    rank, world = trainer.global_rank, trainer.world_size
-    forward = module.forward_pass(data.micro_batch_tokens)
-    mine = groups[rank::world]
-    tokens = FlatTokens.from_groups(mine)
-    owner = tokens.owner()
-    names = ["policy"] + ([] if module.reference is None else ["reference"])
-    sums = {}
-    for name in names:
-        logps = forward(name, tokens).logps.double()
-        sums[name] = torch.zeros(tokens.num_responses, dtype=torch.float64).index_add(
-            0, owner, logps
-        )
-    per_group, start = [], 0
-    for group in mine:
-        part = slice(start, start + len(group.responses))
-        per_group.append({name: sums[name][part].tolist() for name in names})
-        start += len(group.responses)
-    everything = gather_strided(per_group, world)
-    policy = torch.tensor([x for g in everything for x in g["policy"]])
-    length = sum(len(r.ids) for g in groups for r in g.responses)
-    out = {"val/entropy": float(-policy.sum() / max(length, 1))}
-    if module.reference is not None:
-        reference = torch.tensor([x for g in everything for x in g["reference"]])
-        out["val/kl"] = float((policy - reference).mean())
-    return out
+    if not module.needs.policy:  # sampling says nothing about a reward model
+        return module.measure_groups(data.held_out_groups), []
+    measured = data.measure(module, data.validation_prompts, responses=responses)
+    return {f"val/{k}": v for k, (v, _) in measured.metrics().items()}, measured.groups
 
 
 class Evaluation(L.Callback):

@@ -19,9 +19,14 @@ class RoundCallback(L.Callback):
     frozen"; before ``on_fit_start`` nothing is restored yet, so the DataModule refuses until then.
     """
 
+    def __init__(self) -> None:
+        self._limit: int | float | None = None
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        # Validation is the Evaluation callback's; Lightning's loop serves trainer.validate alone.
+        self._limit, trainer.limit_val_batches = trainer.limit_val_batches, 0
         data = trainer.datamodule
         if not isinstance(data, RoundDataModule):
             raise Refusal(
@@ -31,6 +36,15 @@ class RoundCallback(L.Callback):
         self._check(trainer, data)
         data.check(data.client)
         data.armed = False
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._limit is not None:
+            trainer.limit_val_batches, self._limit = self._limit, None
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
     @staticmethod
     def _check(trainer: L.Trainer, data: RoundDataModule) -> None:

@@ -109,9 +109,18 @@ class RoundTensors:
 
 
 def sampled_logps(round: Round) -> View:
-    """[T] log-probs of the kept tokens as the sampler saw them; empty if any is missing."""
-    parts = [r.policy_logps for r in round.kept()]
-    if not parts or any(p is None for p in parts):
-        return View()
-    flat = [x for p in parts for x in p]  # type: ignore[union-attr]
-    return View(token={"sampled_logps": torch.tensor(flat, dtype=torch.float32)})
+    """[T] log-probs of the kept tokens as they were sampled; left out where any is missing.
+
+    ``sampled_logps`` are those of the policy while sampling, ``behaviour_logps`` those of the
+    distribution that was really sampled from (temperature, top-p).
+    """
+    out = View()
+    kept = round.kept()
+    for name, parts in (
+        ("sampled_logps", [r.policy_logps for r in kept]),
+        ("behaviour_logps", [r.behaviour_logps for r in kept]),
+    ):
+        if parts and all(p is not None for p in parts):
+            flat = [x for p in parts for x in p]  # type: ignore[union-attr]
+            out.token[name] = torch.tensor(flat, dtype=torch.float32)
+    return out

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 
 from lit_pref.data.collate import RoundTensors, sampled_logps
+from lit_pref.data.evaluation import Measured, PromptLoader, measure_module
 from lit_pref.data.gather import annotate_over_processes
 from lit_pref.data.generate import generate_groups
 from lit_pref.data.loader import RoundLoader
@@ -113,6 +114,8 @@ class RoundDataModule(L.LightningDataModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.seed = seed
         self.validation_prompts = task.validation()
+        self.held_out_groups: list[Group] = []
+        self.predict_prompts: Sequence[Prompt] | None = None
         self.listeners: list[RoundListener] = []
         self.counters = {"samples": 0, "reward_queries": 0, "eval_queries": 0}
         self.loader = RoundLoader(self)
@@ -202,6 +205,12 @@ class RoundDataModule(L.LightningDataModule):
                 f"got data.responses_per_prompt={present}; set data.responses_per_prompt="
                 f"{needs.responses} or more"
             )
+        if needs.behaviours and not self.behaviours_known():
+            raise Refusal(
+                f"{name} weighs samples by what produced them, but the data of data={self.source} "
+                "has no behaviour log-probs; use data=onpolicy, or set objective.importance=none "
+                "where that is right"
+            )
         if needs.rewards and not self.scored():
             raise Refusal(
                 f"{name} needs a reward for every response, but the data of data={self.source} "
@@ -211,6 +220,10 @@ class RoundDataModule(L.LightningDataModule):
     def least_responses(self) -> int:
         """Fewest responses in a group."""
         return self.responses_per_prompt
+
+    def behaviours_known(self) -> bool:
+        """Whether every response has the log-probs of the distribution that sampled it."""
+        return True
 
     def scored(self) -> bool:
         """Whether every response has a reward."""
@@ -257,8 +270,56 @@ class RoundDataModule(L.LightningDataModule):
             "max_steps": self.max_steps,
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
+            "inference_mode": False,
             "callbacks": [RoundCallback()],
         }
+
+    # ------------------------------------------------------------------ measuring
+
+    def val_dataloader(self) -> PromptLoader:
+        """Validation prompts, for ``trainer.validate``; fit measures by a callback instead."""
+        return PromptLoader(self.validation_prompts, "validation")
+
+    def test_dataloader(self) -> PromptLoader:
+        """The task's test prompts, for ``trainer.test``."""
+        return PromptLoader(self.task.test(), "test")
+
+    def predict_dataloader(self) -> PromptLoader:
+        """Prompts that ``trainer.predict`` responds to: the validation prompts, or set your own."""
+        prompts = self.validation_prompts if self.predict_prompts is None else self.predict_prompts
+        return PromptLoader(prompts, "predict")
+
+    def measure(
+        self,
+        module: Any,
+        prompts: Sequence[Prompt],
+        *,
+        key: tuple[int | str, ...] = ("validation",),
+        responses: int = 1,
+    ) -> Measured:
+        """Plain samples (temperature 1, all tokens) of the policy, scored by the true reward.
+
+        The same uniform numbers are used every time and in every run, whatever its seed, so that
+        curves are comparable and KL is unbiased.
+        """
+        return measure_module(self, module, prompts, key=key, responses=responses)
+
+    def respond(self, module: Any, prompts: Sequence[Prompt], *, stage: str) -> list[Group]:
+        """Responses as in training: this sampler, reward, seed and number of responses."""
+        trainer = self.trainer
+        assert trainer is not None
+        return generate_groups(
+            module.policy,
+            prompts,
+            task=self.task,
+            sampler=self.sampler,
+            reward=self.reward,
+            key=(self.seed, stage),
+            responses=self.responses_per_prompt,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            context=trainer.precision_plugin.forward_context,
+        )
 
     # ------------------------------------------------------------------ rounds
 
@@ -295,6 +356,8 @@ class RoundDataModule(L.LightningDataModule):
         round.notes.token.update(sampled_logps(round).token)
         round.view = client.view(round, seed=self.seed)
         client.observe(round)
+        if strict:  # then it is the policy now, and a ratio exactly 1
+            round.notes.token.pop("old_logps", None)
         self.round, self._tensors = round, RoundTensors(round)
         for listener in self.listeners:
             listener.on_round(round)

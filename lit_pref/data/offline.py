@@ -25,6 +25,9 @@ class OfflineDataModule(RoundDataModule):
             ``reuse`` passes, as in the paper; a number takes the next groups of the shuffled set.
         batch_size: groups per optimizer step. With ``"all"`` a set that it does not divide loses
             its last few groups, another few in every run seed; they are counted and logged.
+        held_out: share of the stored groups, from the end, that is never trained on, at least
+            one group (``held_out_groups``; reward models are measured on them). Of a bandit,
+            whose data is sampled, all validation prompts with fresh responses instead. 0: none.
         *args: see ``RoundDataModule``.
     """
 
@@ -37,14 +40,21 @@ class OfflineDataModule(RoundDataModule):
         *,
         prompts_per_round: int | Literal["all"] = "all",
         batch_size: int,
+        held_out: float = 0.0,
         **rest: Any,
     ) -> None:
+        if not 0 <= held_out < 1:
+            raise Refusal(f"data.held_out is a share in [0, 1), got {held_out}; 0 holds none out")
         stored = task.offline()
         if stored is None and not task.offline_prompts:
             raise Refusal(
                 f"task {task.name!r} has no offline data; give task.pairs=FILE (JSONL with "
                 "prompt, chosen, rejected) or use data=onpolicy"
             )
+        held: list[Group] = []
+        if stored is not None and held_out > 0:
+            count = max(1, round(held_out * len(stored)))
+            stored, held = stored[:-count], stored[-count:]
         size = len(stored) if stored is not None else task.offline_prompts
         if size < batch_size:
             raise Refusal(
@@ -58,6 +68,7 @@ class OfflineDataModule(RoundDataModule):
             prompts_per_round = size // batch_size * batch_size
             self.left_out = size - prompts_per_round
         super().__init__(task, prompts_per_round=prompts_per_round, batch_size=batch_size, **rest)
+        self.held_out, self.held_out_groups = held_out, held
 
     def make_groups(self, index: int, client: RoundClient) -> list[Group]:
         if self.stored is None:
@@ -78,6 +89,10 @@ class OfflineDataModule(RoundDataModule):
             return self.responses_per_prompt
         return min(len(g.responses) for g in self.stored)
 
+    def behaviours_known(self) -> bool:
+        stored = self.stored or []  # a bandit's set is sampled by us
+        return all(r.behaviour_logps is not None for g in stored for r in g.responses)
+
     def scored(self) -> bool:
         if self.stored is None:
             return self.reward is not None
@@ -86,7 +101,19 @@ class OfflineDataModule(RoundDataModule):
     def _sample_once(self) -> list[Group]:
         """The bandit's offline data, from the initial policy."""
         prompts = round_prompts(self.task.prompts(), 0, self.size, self.seed)
+        if self.held_out > 0:
+            self.held_out_groups = self._sample_held_out()
         return self.sample(prompts, ("offline",), index=0, version=0, source="offline")
+
+    def _sample_held_out(self) -> list[Group]:
+        """Validation prompts, of the initial policy too; they count as evaluation."""
+        before = dict(self.counters)
+        groups = self.sample(
+            self.validation_prompts, ("held_out",), index=0, version=0, source="offline"
+        )
+        queries = self.counters["reward_queries"] - before["reward_queries"]
+        self.counters = {**before, "eval_queries": before["eval_queries"] + queries}
+        return groups
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -103,11 +130,13 @@ class OfflineDataModule(RoundDataModule):
         }
         if self.task.offline_prompts and self.stored is not None:
             state["stored"] = [g.state() for g in self.stored]
+            state["held_out"] = [g.state() for g in self.held_out_groups]
         return state
 
     def round_from_state(self, saved: dict[str, Any]) -> Round:
         if "stored" in saved:
             self.stored = [Group.from_state(g) for g in saved["stored"]]
+            self.held_out_groups = [Group.from_state(g) for g in saved.get("held_out", [])]
         assert self.stored is not None
         if saved["rows"] != self.rows(saved["index"]):
             raise Refusal(

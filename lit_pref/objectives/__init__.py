@@ -20,11 +20,13 @@ from lit_pref.objectives.families.score import ScoreModule
 from lit_pref.objectives.families.supervised import SupervisedModule
 from lit_pref.objectives.families.unpaired import UnpairedModule
 from lit_pref.objectives.filtered_sft import FilteredSFT
+from lit_pref.objectives.grpo import GRPO
 from lit_pref.objectives.ipo import IPO
 from lit_pref.objectives.kto import KTO
 from lit_pref.objectives.nca import NCA
 from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings
 from lit_pref.objectives.orpo import ORPO
+from lit_pref.objectives.ppo import PPO
 from lit_pref.objectives.pref_ft import PrefFT
 from lit_pref.objectives.reinforce import REINFORCE
 from lit_pref.objectives.reward_model import RewardModel
@@ -54,8 +56,10 @@ __all__ = [
     "DPO",
     "DPOP",
     "EXO",
+    "GRPO",
     "IPO",
     "NCA",
+    "PPO",
     "REINFORCE",
     "RWR",
     "SFT",

@@ -288,11 +288,16 @@ class ObjectiveModule(L.LightningModule):
 
     def forward_pass(self, micro_batch_tokens: int | None) -> Forward:
         """How notes are computed; see ``objectives.forward.EngineForward``."""
-        models = {"policy": self.policy}
+        precision = self.trainer.precision_plugin
+        context = precision.forward_context
+        return EngineForward(self.models(), micro_batch_tokens, self.device, context)
+
+    def models(self) -> dict[str, Any]:
+        """What notes may come from, by name: anything with ``token_logps``."""
+        models: dict[str, Any] = {"policy": self.policy}
         if self.reference is not None:
             models["reference"] = self.reference
-        precision = self.trainer.precision_plugin
-        return EngineForward(models, micro_batch_tokens, self.device, precision.forward_context)
+        return models
 
     # ------------------------------------------------------------------ checkpoints
 

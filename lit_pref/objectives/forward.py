@@ -14,7 +14,7 @@ from lit_pref.types import FlatTokens, TokenStats
 
 __all__ = ["EngineForward"]
 
-_FIELDS = ("logps", "entropy", "sum_squares", "hidden", "final_hidden")
+_FIELDS = ("logps", "entropy", "sum_squares", "hidden", "final_hidden", "values")
 
 
 class EngineForward:

@@ -35,6 +35,15 @@ class Task(abc.ABC):
     def validation(self) -> list[Prompt]:
         """Prompts that are measured and never trained on."""
 
+    def test(self) -> list[Prompt]:
+        """Prompts of the final measurement; the validation prompts unless the task has others."""
+        return self.validation()
+
+    def all_prompts(self) -> list[Prompt]:
+        """Training and validation prompts, each once, by id: what is responded to on demand."""
+        every = {p.id: p for p in [*self.prompts(), *self.validation()]}
+        return [every[i] for i in sorted(every)]
+
     @abc.abstractmethod
     def decode(self, ids: list[int]) -> str:
         """Text of a response without special tokens."""

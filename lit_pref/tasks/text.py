@@ -103,6 +103,7 @@ class TextTask(Task):
         self._max_dropped = max_dropped
         self._validation_prompts = validation_prompts
         self._train: list[Prompt] | None = None
+        self._every: list[Prompt] = []
         self._validation: list[Prompt] = []
         self._pairs: list[Group] | None = None
 
@@ -114,7 +115,7 @@ class TextTask(Task):
         """
         if self._train is not None:
             return
-        train = self._read_prompts("prompts", _PROMPTS_ID)
+        train = every = self._read_prompts("prompts", _PROMPTS_ID)
         pairs = self._read_pairs()
         if self._files["validation"] is not None:
             validation = self._read_prompts("validation", _VALIDATION_ID)
@@ -124,6 +125,7 @@ class TextTask(Task):
             if pairs is not None:
                 pairs = self._hold_out(pairs, validation)
         self._train, self._validation, self._pairs = train, validation, pairs
+        self._every = every
 
     def prompts(self) -> list[Prompt]:
         """Training prompts, in the order of their file."""
@@ -134,6 +136,11 @@ class TextTask(Task):
         """Validation prompts."""
         self.check()
         return list(self._validation)
+
+    def all_prompts(self) -> list[Prompt]:
+        """Every usable row of the prompt file in its order, those held out included."""
+        self.check()
+        return list(self._every)
 
     def offline(self) -> list[Group] | None:
         """The preference pairs, or None when no file of pairs was named."""

@@ -130,9 +130,9 @@ def test_strictly_on_policy_has_age_zero_and_ratio_one(tmp_path):
     class Spy(REINFORCE):
         uses_old_logps = True
 
-        def token_loss(self, logps, old_logps, advantages):
+        def token_loss(self, logps, old_logps, advantages, tokens):
             ratios.append((logps - old_logps).exp().detach())
-            return super().token_loss(logps, old_logps, advantages)
+            return super().token_loss(logps, old_logps, advantages, tokens)
 
     _, watch = train(Spy(policy()), data, tmp_path)
     assert all(info["age/max"] == 0 for _, info, _, _ in watch.steps)

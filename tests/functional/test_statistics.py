@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lit_pref.functional.statistics import mean_interval, win_share, wilson_interval
+from lit_pref.functional.statistics import mean_interval, wilson_interval, win_share
 
 
 def test_wilson_by_hand():

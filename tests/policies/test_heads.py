@@ -18,7 +18,7 @@ def test_zero_head_gives_exact_zeros():
 def test_normal_head_has_the_documented_spread_and_is_seeded():
     head = ScalarHead(4095, init="normal", bias=True)
     # 4095 draws: the relative error of a standard deviation is about 1 / sqrt(2 n) = 1.1 %
-    assert float(head.weight.std()) == pytest.approx(1 / 64, rel=0.05)
+    assert head.weight.std().item() == pytest.approx(1 / 64, rel=0.05)
     assert head.bias.item() == 0.0
     same, other = ScalarHead(4095, init="normal"), ScalarHead(4095, init="normal", seed=1)
     assert torch.equal(head.weight, same.weight)
@@ -68,4 +68,4 @@ def test_an_output_layer_of_its_own_is_frozen_and_a_shared_one_is_not():
     shared.model.get_output_embeddings().weight = shared.model.get_input_embeddings().weight
     freeze_output_layer(shared)
     assert all(p.requires_grad for p in shared.parameters())
-    assert math.isfinite(float(shared.model.get_output_embeddings().weight.sum()))
+    assert math.isfinite(shared.model.get_output_embeddings().weight.sum().item())
