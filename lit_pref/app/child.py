@@ -1,0 +1,74 @@
+"""One of the processes of a run, started by ``lit_pref.app.launch``: not a command for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lit_pref.app.processes import is_main, rank
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the configuration that comes through standard input; returns the exit code."""
+    message = json.loads(_first_line())
+    threading.Thread(target=_follow, daemon=True, name="follow").start()
+    folder = Path(message["folder"])
+    _log_to(folder, message["logging"])
+    cfg = OmegaConf.create(message["config"])
+    assert isinstance(cfg, DictConfig)
+    from lit_pref.app.run import run_job
+
+    outcome = run_job(cfg, folder, resume=message["resume"])
+    ending = {**vars(outcome), "at": time.time()}
+    target = Path(message["outcome"])
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(ending))
+    part.replace(target)
+    return outcome.exit_code
+
+
+def _first_line() -> bytes:
+    """Up to the first line break; unbuffered, because ``_follow`` reads on in its thread."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(0, 65536)
+    return line
+
+
+def _follow() -> None:
+    """End with the process that started this one, even if that one was killed."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _log_to(folder: Path, handlers: dict[str, Any] | None) -> None:
+    """The main process logs as the command would; the others say what is wrong, and who it is."""
+    if not is_main():
+        form = f"[process {rank()}] %(message)s"
+        logging.basicConfig(level=logging.WARNING, format=form, force=True)
+        file = logging.FileHandler(folder / "run.log", delay=True)
+        file.setLevel(logging.ERROR)
+        file.setFormatter(logging.Formatter(f"[%(asctime)s][%(levelname)s]{form}"))
+        logging.getLogger().addHandler(file)
+    elif handlers is not None:
+        logging.config.dictConfig(handlers)
+    else:
+        from lit_pref.app.resume import log_to
+
+        log_to(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
