@@ -183,6 +183,11 @@ def check_trainer(cfg: DictConfig) -> None:
     for name, instead in _REPLACED.items():
         if cfg.trainer.get(name) is not None:
             raise Refusal(f"trainer.{name}={cfg.trainer[name]} does not apply here; {instead}")
+    if str(cfg.trainer.strategy).startswith("fsdp"):
+        raise Refusal(
+            f"trainer.strategy={cfg.trainer.strategy}: FSDP of the first generation is not "
+            "supported; use strategy=fsdp2"
+        )
     if str(cfg.trainer.precision) in ("16", "16-mixed", "16-true"):
         raise Refusal(
             f"trainer.precision={cfg.trainer.precision}: half precision with loss scaling is not "
@@ -192,8 +197,7 @@ def check_trainer(cfg: DictConfig) -> None:
 
 def trainer_of(cfg: DictConfig, parts: Parts, folder: str, **extra: Any) -> L.Trainer:
     """The trainer of a run: the configuration's options, the data's, ours and the user's."""
-    options = OmegaConf.to_container(cfg.trainer, resolve=True)
-    assert isinstance(options, dict)
+    options = _nested(OmegaConf.to_container(cfg.trainer, resolve=True))
     wanted = parts.data.trainer_kwargs()
     callbacks = wanted.pop("callbacks")
     callbacks += [make(node) for node in _present(cfg.callbacks)]

@@ -19,6 +19,7 @@ from lit_pref.app.processes import is_main, started_by
 from lit_pref.app.record import Summary, correct_summary, write_config
 from lit_pref.callbacks import Checkpoints, WholeFileIO, newest_checkpoint
 from lit_pref.callbacks.signals import Interrupted, StopSignals
+from lit_pref.policies.sharding import is_sharded
 from lit_pref.report import write_report
 from lit_pref.types import Refusal
 
@@ -106,9 +107,9 @@ def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> 
         what = "from the start: there is no checkpoint" if checkpoint is None else str(checkpoint)
         log.info("resuming %s", what)
     trainer.fit(parts.objective, datamodule=parts.data, ckpt_path=checkpoint)
+    if cfg.export and (trainer.is_global_zero or is_sharded(parts.policy)):
+        parts.objective.export(str(folder / "export"))
     if trainer.is_global_zero:
-        if cfg.export:
-            parts.objective.export(str(folder / "export"))
         summary.write("finished")
         write_report(folder)
         summary.show()

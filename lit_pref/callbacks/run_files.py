@@ -32,6 +32,7 @@ class RunFiles(L.Callback):
         self._restored: dict[str, Any] | None = None
         self._trainer: L.Trainer | None = None
         self._offline_written = False
+        self._begun = False
 
     # ------------------------------------------------------------------ set-up and resume
 
@@ -40,9 +41,18 @@ class RunFiles(L.Callback):
             self._trainer = trainer
             trainer.datamodule.listeners.append(self)  # type: ignore[attr-defined]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start or cut back the files, once, at the first use.
+
+        Not at the start of the fit: a sharded strategy restores its state only after that.
+        """
+        trainer: Any = self._trainer
+        if self._begun or not trainer.is_global_zero:
             return
+        self._begun = True
         state = self._restored
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
@@ -69,6 +79,7 @@ class RunFiles(L.Callback):
         """Nothing to write."""
 
     def on_round(self, round: Round) -> None:
+        self._begin()
         trainer: Any = self._trainer
         rewards = [r.reward for g in round.groups for r in g.responses if r.reward is not None]
         lengths = [len(r.ids) for g in round.groups for r in g.responses]
@@ -108,6 +119,7 @@ class RunFiles(L.Callback):
 
     def on_evaluation(self, trainer: L.Trainer, metrics: dict, groups: list[Group]) -> None:
         """Called by ``Evaluation``."""
+        self._begin()
         lines = ({"step": trainer.global_step, **g.to_json()} for g in groups)
         self._append("validation.jsonl", lines)
 

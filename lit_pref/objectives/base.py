@@ -24,6 +24,7 @@ from lit_pref.objectives.evaluate import log_measures, predict_groups
 from lit_pref.objectives.forward import EngineForward
 from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings, clip_gradients
 from lit_pref.objectives.step import backward, backward_coupled
+from lit_pref.policies.sharding import is_sharded, shard
 from lit_pref.types import (
     Batch,
     FlatTokens,
@@ -77,6 +78,8 @@ class ObjectiveModule(L.LightningModule):
     """Whether the loss of one response depends on others of the batch beyond its own pair."""
     whole_prompts: bool = True
     """Whether the responses of one prompt must go through the model together."""
+    shards: bool = True
+    """Whether everything it trains and keeps can be sharded (strategy=fsdp2)."""
     reuse: ClassVar[bool] = True
     """Whether the loss is right for samples used several times (``data.reuse`` above 1)."""
     paper: ClassVar[str] = ""
@@ -268,9 +271,19 @@ class ObjectiveModule(L.LightningModule):
         return predict_groups(self, batch)
 
     def configure_model(self) -> None:
+        mesh = self.device_mesh
+        if mesh is not None and not self.shards:
+            raise Refusal(
+                f"{type(self).__name__} cannot be sharded (strategy=fsdp2): what it has "
+                "beside the policy is not; use strategy=ddp"
+            )
         self.policy.load()
         if self.reference is not None:
             self.reference.prepare(self.policy)
+        if mesh is not None and not is_sharded(self.policy):
+            shard(self.policy, mesh["data_parallel"])
+            if self.reference is not None:
+                shard(self.reference.copy, mesh["data_parallel"])
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer_settings.build(self.parameter_groups())

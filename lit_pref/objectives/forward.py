@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.engine.forward import micro_batches
+from lit_pref.policies.sharding import gathered
 from lit_pref.types import FlatTokens, TokenStats
 
 __all__ = ["EngineForward"]
@@ -47,7 +49,9 @@ class EngineForward:
         was_training = isinstance(model, nn.Module) and model.training
         if was_training:
             model.eval()
-        with self.context():
+        with self.context(), contextlib.ExitStack() as stack:
+            for module in _modules(model):  # processes have different numbers of micro-batches
+                stack.enter_context(gathered(module))
             for index in micro_batches(tokens, self.micro_batch_tokens):
                 out = model.token_logps(tokens.select(index).to(self.device), stats=stats)
                 order += index
@@ -61,6 +65,12 @@ class EngineForward:
             return TokenStats(logps=torch.zeros(0))
         found = {n: _reorder(torch.cat(p), order, tokens, n) for n, p in parts.items() if p}
         return TokenStats(**found)
+
+
+def _modules(model: Any) -> list[nn.Module]:
+    """The networks behind a named model: itself, or what it holds."""
+    held = [model] if isinstance(model, nn.Module) else list(vars(model).values())
+    return [m for m in held if isinstance(m, nn.Module)]
 
 
 def _reorder(values: Tensor, order: list[int], tokens: FlatTokens, name: str) -> Tensor:

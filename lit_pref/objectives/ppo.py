@@ -117,6 +117,7 @@ class PPO(PolicyGradientModule):
                 f"objective.kl_target={kl_target} adapts the penalty in the reward; set "
                 "objective.kl_coef above 0 (usual: 0.02 to 0.2) and objective.kl_in=reward"
             )
+        self.shards = advantage != "gae"
         self.critic = (critic or ScalarHead(init="zero", bias=True)) if advantage == "gae" else None
         self.kl_weight = torch.tensor(self.kl_coef, dtype=torch.float64)  # on the host
 

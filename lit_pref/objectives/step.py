@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_pref.engine.forward import micro_batches
+from lit_pref.policies.sharding import gathered, is_sharded
 from lit_pref.types import Batch, FlatTokens, TokenStats
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ def weigh_negative(token_logps: Tensor, weight: float) -> Tensor:
 def backward(module: ObjectiveModule, batch: Batch) -> None:
     """Forward, loss and backward of each micro-batch."""
     parts = _parts(module, batch)
-    if not parts:
-        _backward_nothing(module, batch)
-        return
     world = module.trainer.world_size
     total = torch.zeros((), device=module.device)
     for n, part in enumerate(parts):
@@ -47,7 +45,9 @@ def backward(module: ObjectiveModule, batch: Batch) -> None:
             loss = module.batch_loss(stats, part)
             module.manual_backward(loss * world)
         total += loss.detach()
-    module.window.add_total("loss", total, 1 / world)
+    _keep_up(module, batch, len(parts))
+    if parts:
+        module.window.add_total("loss", total, 1 / world)
 
 
 def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:
@@ -68,7 +68,8 @@ def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:
             batch.tokens, batch.micro_batch_tokens, whole_prompts=module.whole_prompts
         )
     ]
-    with torch.no_grad():
+    reference = getattr(module.reference, "copy", None)
+    with torch.no_grad(), gathered(module.policy), gathered(reference):
         for index in parts:
             part = batch.select(index)
             out = module.policy(part.tokens).logps
@@ -86,8 +87,7 @@ def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:
             part = batch.select(index)
             grad = torch.cat([cotangent[spans[places[i]]] for i in index])
             module.manual_backward((module.policy(part.tokens).logps * grad).sum() * world)
-    if not parts:
-        _backward_nothing(module, batch)
+    _keep_up(module, batch, len(parts))
     module.window.add_total("loss", loss, 1.0)
 
 
@@ -96,6 +96,18 @@ def _parts(module: ObjectiveModule, batch: Batch) -> list[Batch]:
         batch.tokens, batch.micro_batch_tokens, whole_prompts=module.whole_prompts
     )
     return [batch.select(index) for index in indices]
+
+
+def _keep_up(module: ObjectiveModule, batch: Batch, done: int) -> None:
+    """Stand-in passes for a process that has less to do, so that no other waits for ever.
+
+    Copies of the model meet once, in the last backward. Shards meet in every forward and backward.
+    """
+    wanted = max(done, 1)
+    if is_sharded(module.policy):
+        wanted = int(module.trainer.strategy.reduce(torch.tensor(wanted), reduce_op="max"))
+    for _ in range(wanted - done):
+        _backward_nothing(module, batch)
 
 
 def _backward_nothing(module: ObjectiveModule, batch: Batch) -> None:

@@ -42,6 +42,7 @@ class TRDPO(PairwiseModule):
 
     needs = Needs(pairs=True, responses=2)
     negative_gradient = True
+    shards = False
     paper = "2404.09656"
 
     def __init__(

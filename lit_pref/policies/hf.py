@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.engine.forward import Path, hf_token_stats
+from lit_pref.policies.sharding import full_state, is_sharded
 from lit_pref.types import FlatTokens, TokenStats
 
 if TYPE_CHECKING:
@@ -113,9 +114,22 @@ class HFPolicy(nn.Module):
 
     # ------------------------------------------------------------------ scoring
 
-    def forward(self, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
-        """Training forward at temperature 1; see ``lit_pref.types.Policy``."""
+    def forward(
+        self,
+        tokens: FlatTokens | None = None,
+        *,
+        stats: Iterable[str] = (),
+        run: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Training forward at temperature 1; see ``lit_pref.types.Policy``.
+
+        Every use of the model goes through this call, so that hooks on the policy see it (a
+        sharded policy gathers its parameters in one): ``run`` is called with the model instead.
+        """
         self.load()
+        if run is not None:
+            return run(self.model)
+        assert tokens is not None
         return hf_token_stats(
             self.model,
             tokens,
@@ -142,13 +156,15 @@ class HFPolicy(nn.Module):
             ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
             mask[i, width - len(prompt) :] = 1
         ids, mask = ids.to(device), mask.to(device)
-        out = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=DynamicCache(config=self.model.config),
-            use_cache=True,
-            logits_to_keep=1,
+        out = self(
+            run=lambda model: model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                past_key_values=DynamicCache(config=model.config),
+                use_cache=True,
+                logits_to_keep=1,
+            )
         )
         cache = out.past_key_values
         logits, position = out.logits[:, -1], mask.sum(-1)
@@ -161,12 +177,14 @@ class HFPolicy(nn.Module):
 
     def step(self, token_ids: Tensor, state: _DecodeState) -> tuple[Tensor, Any]:
         mask = torch.cat([state.mask, state.mask.new_ones(len(token_ids), 1)], 1)
-        out = self.model(
-            input_ids=token_ids[:, None],
-            attention_mask=mask,
-            position_ids=state.position[:, None],
-            past_key_values=state.cache,
-            use_cache=True,
+        out = self(
+            run=lambda model: model(
+                input_ids=token_ids[:, None],
+                attention_mask=mask,
+                position_ids=state.position[:, None],
+                past_key_values=state.cache,
+                use_cache=True,
+            )
         )
         return out.logits[:, -1], _DecodeState(out.past_key_values, mask, state.position + 1)
 
@@ -205,10 +223,16 @@ class HFPolicy(nn.Module):
         )
 
     def save_pretrained(self, folder: str) -> None:
-        """Write a folder that ``from_pretrained`` loads, tokenizer included."""
+        """Write a folder that ``from_pretrained`` loads, tokenizer included.
+
+        Of a sharded policy rank 0 writes, and all processes must call.
+        """
+        weights = {k.removeprefix("model."): v for k, v in full_state(self).items()}
+        if is_sharded(self) and torch.distributed.get_rank() != 0:
+            return
         held, self.model.config = self.model.config, self.portable_config()
         try:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=weights)
         finally:
             self.model.config = held
         if self.spec.tokenizer is not None:

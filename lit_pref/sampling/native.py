@@ -7,6 +7,7 @@ from typing import Any
 
 from lit_pref.engine.decode import DecodedRow, decode
 from lit_pref.functional.rng import uniforms
+from lit_pref.policies.sharding import gathered
 from lit_pref.types import Group, Policy, Prompt, Refusal, Response
 
 __all__ = ["NativeSampler"]
@@ -98,26 +99,27 @@ class NativeSampler:
         # coordinates alone, so the plan changes nothing else.
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
         by_place: dict[int, Group] = {}
-        for start in range(0, len(order), chunk):
-            part = order[start : start + chunk]
-            keys = [
-                (*key, prompts[i].id, occurrences[i], k) for i in part for k in range(responses)
-            ]
-            rows = decode(
-                policy,
-                [prompts[i].ids for i in part],
-                copies=responses,
-                uniforms=uniforms(keys, self.max_new_tokens),
-                max_new_tokens=self.max_new_tokens,
-                end_ids={*end_ids, *self.stop_ids},
-                temperature=self.temperature,
-                top_p=self.top_p,
-            )
-            for n, i in enumerate(part):
-                mine = rows[n * responses : (n + 1) * responses]
-                by_place[i] = self._group(prompts[i], mine, end_ids, text)
-                if on_group is not None:
-                    on_group(i, by_place[i])
+        with gathered(policy):  # once, however many steps each process decodes
+            for start in range(0, len(order), chunk):
+                part = order[start : start + chunk]
+                keys = [
+                    (*key, prompts[i].id, occurrences[i], k) for i in part for k in range(responses)
+                ]
+                rows = decode(
+                    policy,
+                    [prompts[i].ids for i in part],
+                    copies=responses,
+                    uniforms=uniforms(keys, self.max_new_tokens),
+                    max_new_tokens=self.max_new_tokens,
+                    end_ids={*end_ids, *self.stop_ids},
+                    temperature=self.temperature,
+                    top_p=self.top_p,
+                )
+                for n, i in enumerate(part):
+                    mine = rows[n * responses : (n + 1) * responses]
+                    by_place[i] = self._group(prompts[i], mine, end_ids, text)
+                    if on_group is not None:
+                        on_group(i, by_place[i])
         return [by_place[i] for i in range(len(prompts))]
 
     def _group(

@@ -40,6 +40,7 @@ class ScoreModule(PairedModule):
     family: ClassVar[str] = "score"
     needs = Needs(pairs=True, responses=2, policy=False)
     negative_gradient = False
+    shards = False
 
     def __init__(
         self, policy: Policy, *, head: ScalarHead | None = None, **shared: Unpack[PairwiseArgs]
