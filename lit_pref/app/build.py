@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +188,11 @@ def check_trainer(cfg: DictConfig) -> None:
         raise Refusal(
             f"trainer.strategy={cfg.trainer.strategy}: FSDP of the first generation is not "
             "supported; use strategy=fsdp2"
+        )
+    if re.search("spawn|fork|notebook", str(cfg.trainer.strategy)):
+        raise Refusal(
+            f"trainer.strategy={cfg.trainer.strategy}: processes that are copies of this one are "
+            "not supported; use strategy=ddp, which starts its own"
         )
     if str(cfg.trainer.precision) in ("16", "16-mixed", "16-true"):
         raise Refusal(

@@ -71,7 +71,8 @@ class Grid:
             task_function=job,
             config=self.master,
         )
-        jobs = [[*c["overrides"], _quoted("hydra.sweep.subdir", c["folder"])] for c in todo]
+        place = _quoted("hydra.sweep.dir", str(self.folder))
+        jobs = [[*c["overrides"], place, _quoted("hydra.sweep.subdir", c["folder"])] for c in todo]
         size = self.master.hydra.sweeper.max_batch_size or len(jobs)
         for start in range(0, len(jobs), size):
             launcher.launch(jobs[start : start + size], initial_job_idx=start)

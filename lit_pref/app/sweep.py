@@ -63,7 +63,7 @@ def run_sweep(arguments: Sequence[str]) -> int:
         Refusal: the sweep as a whole cannot work.
     """
     _folder.clear()
-    stopped = 0
+    stopped = code = 0
     try:
         _launch(list(arguments))
     except Stopped as stop:
@@ -71,11 +71,16 @@ def run_sweep(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         stopped = 128 + signal.SIGINT
     except SystemExit as end:  # Hydra has said why
-        if not _folder:
-            return int(end.code or 0)
-        log.debug("the sweeper ended with %s", end.code)
-    finally:
-        code = _close(_folder[0]) if _folder else 0
+        code = int(end.code or 0)
+    except Refusal:
+        raise
+    except Exception as error:  # a launcher's; what its cells left is still in the table
+        log.debug("the launcher failed", exc_info=True)
+        print(f"Failed: the launcher: {type(error).__name__}: {error}", file=sys.stderr)
+        code = 1
+    if not _folder:
+        return stopped or code
+    code = max(code, _close(_folder[0]))
     if stopped:
         print(
             "Interrupted. Go on with the same command and sweep.resume=true "

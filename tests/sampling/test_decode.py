@@ -1,0 +1,222 @@
+"""Decoding: the right distribution, recorded log-probs, endings, independence of the batch."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from lit_pref.engine.decode import decode, sample_tokens, truncated_log_probs
+from lit_pref.functional.rng import uniforms
+from lit_pref.policies import HFPolicy, gpt_nano, tiny
+from lit_pref.sampling import NativeSampler
+from lit_pref.types import FlatTokens, Prompt, Refusal
+
+
+class TablePolicy:
+    """Next-token logits as a table over the last token: exact to enumerate. 5 tokens."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def prefill(self, prompts, copies):
+        last = torch.tensor([p[-1] for p in prompts]).repeat_interleave(copies)
+        return self.logits[last], last
+
+    def step(self, token_ids, state):
+        return self.logits[token_ids], token_ids
+
+    def keep_rows(self, state, rows):
+        return state[rows]
+
+
+TABLE = torch.randn(5, 5, generator=torch.Generator().manual_seed(1)) * 1.5
+
+
+def exact(first, length, end, *, temperature=1.0, top_p=1.0):
+    """Probability of every response: all words of ``length`` cut at their first ending token."""
+    probs = truncated_log_probs(TABLE, temperature=temperature, top_p=top_p).double().exp()
+    out = {}
+    for word in itertools.product(range(5), repeat=length):
+        cut = next((i + 1 for i, t in enumerate(word) if t in end), length)
+        word = word[:cut]
+        p, last = 1.0, first
+        for t in word:
+            p *= float(probs[last, t])
+            last = t
+        out[word] = p
+    return out
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
+def test_100000_samples_against_enumeration(temperature, top_p):
+    count, length, end = 100_000, 3, {4}
+    rows = decode(
+        TablePolicy(TABLE), [[2]], copies=count, end_ids=end, max_new_tokens=length,
+        uniforms=torch.rand(count, length, generator=torch.Generator().manual_seed(0),
+                            dtype=torch.float64),
+        temperature=temperature, top_p=top_p,
+    )  # fmt: skip
+    expected = exact(2, length, end, temperature=temperature, top_p=top_p)
+    assert sum(expected.values()) == pytest.approx(1)
+    seen = dict.fromkeys(expected, 0)
+    for row in rows:
+        seen[tuple(row.ids)] += 1
+    chi = sum((seen[w] - count * p) ** 2 / (count * p) for w, p in expected.items() if p > 0)
+    free = sum(p > 0 for p in expected.values()) - 1
+    assert all(seen[w] == 0 for w, p in expected.items() if p == 0)
+    # the statistic has mean `free` and variance 2 `free`: five standard deviations
+    assert chi < free + 5 * math.sqrt(2 * free)
+    for row in rows[:200]:
+        logp = sum(row.behaviour_logps)
+        assert logp == pytest.approx(math.log(expected[tuple(row.ids)]), abs=1e-5)
+        assert row.finished == (row.ids[-1] == 4)
+
+
+def test_policy_log_probs_are_at_temperature_one():
+    rows = decode(
+        TablePolicy(TABLE), [[1]], copies=50, end_ids=(), max_new_tokens=2, temperature=0.5,
+        uniforms=uniforms([(0, k) for k in range(50)], 2), top_p=0.9,
+    )  # fmt: skip
+    plain = TABLE.double().log_softmax(-1)
+    for row in rows:
+        first, second = row.ids
+        assert row.policy_logps == pytest.approx(
+            [float(plain[1, first]), float(plain[first, second])], abs=1e-5
+        )
+
+
+def test_top_p_keeps_the_smallest_set():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for top_p, kept in {0.49: 1, 0.51: 2, 0.79: 2, 0.81: 3, 0.99: 4, 1.0: 4}.items():
+        found = truncated_log_probs(logits, top_p=top_p).exp()[0]
+        assert int((found > 0).sum()) == kept, top_p
+        assert found.sum().item() == pytest.approx(1)
+    tied = truncated_log_probs(torch.zeros(1, 4), top_p=0.49).exp()[0]
+    assert tied.tolist() == pytest.approx([0.5, 0.5, 0, 0])
+
+
+def test_temperature_zero_is_greedy_with_log_prob_zero():
+    found = truncated_log_probs(torch.tensor([[1.0, 3.0, 3.0]]), temperature=0)
+    assert found.tolist() == [[-math.inf, 0.0, -math.inf]]
+    assert sample_tokens(found, torch.tensor([0.999], dtype=torch.float64)).tolist() == [1]
+
+
+def test_inverse_of_the_distribution_by_hand():
+    log_probs = torch.tensor([[0.25, 0.0, 0.75]]).log()
+    for u, token in {0.0: 0, 0.2499: 0, 0.25: 2, 0.999999: 2}.items():
+        assert sample_tokens(log_probs, torch.tensor([u], dtype=torch.float64)).tolist() == [token]
+
+
+def prompts(count=10, *, spread=6, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, spread, (count,), generator=draw).tolist()
+    return [
+        Prompt(id=i, text=str(i), ids=torch.randint(1, 250, (n,), generator=draw).tolist())
+        for i, n in enumerate(sizes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return HFPolicy(tiny()).load().eval()
+
+
+def sample(
+    model, batch, *, max_rows=128, key=(0, "sample", 0), seen=None, end=(250, 251, 7), **how
+):
+    sampler = NativeSampler(max_new_tokens=12, max_rows=max_rows, **how)
+    return sampler.sample(
+        model, batch, key=key, occurrences=seen or [0] * len(batch), responses=3, end_ids=end
+    )
+
+
+def answers(groups):
+    return {g.prompt.id: [r.ids for r in g.responses] for g in groups}
+
+
+def test_samples_do_not_depend_on_batch_size_order_or_company(model):
+    batch = prompts()
+    whole = answers(sample(model, batch))
+    for rows in (1, 3, 10):
+        assert answers(sample(model, batch, max_rows=rows)) == whole
+    assert answers(sample(model, batch[::-1])) == whole
+    for few in (batch[:1], batch[3:6]):
+        assert answers(sample(model, few)) == {p.id: whole[p.id] for p in few}
+
+
+def test_draws_depend_on_every_coordinate(model):
+    batch = prompts(1) * 2
+    one, two = sample(model, batch, seen=[0, 1])
+    assert [r.ids for r in one.responses] != [r.ids for r in two.responses]
+    assert len({tuple(r.ids) for r in one.responses}) == 3
+    base = answers(sample(model, batch[:1]))
+    for key in ((1, "sample", 0), (0, "sample", 1), (0, "validation", 0)):
+        assert answers(sample(model, batch[:1], key=key)) != base
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.7}, {"top_p": 0.6}])
+def test_recorded_log_probs_are_those_of_a_plain_forward(model, how):
+    groups = sample(model, prompts(), **how)
+    tokens = FlatTokens.from_groups(groups)
+    with torch.no_grad():
+        expected = model(tokens).logps
+    found = torch.tensor([x for g in groups for r in g.responses for x in r.policy_logps])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    behaviour = torch.tensor([x for g in groups for r in g.responses for x in r.behaviour_logps])
+    if how:
+        assert (behaviour - expected).abs().max() > 1e-3
+    else:
+        torch.testing.assert_close(behaviour, expected, atol=1e-4, rtol=0)
+    assert all(g.sampling["temperature"] == how.get("temperature", 1.0) for g in groups)
+    assert all(g.sampling["top_p"] == how.get("top_p", 1.0) for g in groups)
+
+
+def test_responses_end_at_their_first_ending_token(model):
+    end = set(range(0, 250, 5))
+    for group in sample(model, prompts(), end=end):
+        for response in group.responses:
+            hits = [t in end for t in response.ids]
+            assert not any(hits[:-1])
+            assert response.finished == hits[-1]
+            assert response.finished or len(response.ids) == 12
+
+
+def test_stop_tokens_end_a_response_like_the_end_of_sequence(model):
+    stop = tuple(range(0, 250, 3))
+    groups = sample(model, prompts(), end=(), stop_ids=stop)
+    finished = [r for g in groups for r in g.responses if r.finished]
+    assert finished
+    assert all(r.ids[-1] in stop for r in finished)
+
+
+def test_without_ending_tokens_the_limit_is_the_end():
+    policy = HFPolicy(gpt_nano()).load().eval()
+    sampler = NativeSampler(max_new_tokens=9)
+    (group,) = sampler.sample(
+        policy, [Prompt(id=0, text="3", ids=[3])], key=(0,), occurrences=[0], responses=4
+    )
+    assert all(len(r.ids) == 9 and r.finished for r in group.responses)
+
+
+def test_groups_arrive_while_others_are_sampled(model):
+    told = []
+    NativeSampler(max_new_tokens=4, max_rows=6).sample(
+        model, prompts(4), key=(0,), occurrences=[0] * 4, responses=3,
+        on_group=lambda i, g: told.append((i, g.prompt.id)),
+    )  # fmt: skip
+    assert sorted(told) == [(i, i) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 4, "temperature": -1}, "temperature"),
+        ({"max_new_tokens": 4, "top_p": 0}, "top_p"),
+        ({"max_new_tokens": 4, "max_rows": 0}, "max_rows"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, words):
+    with pytest.raises(Refusal, match=words):
+        NativeSampler(**options)
