@@ -308,7 +308,8 @@ def _head_is_plain(model: nn.Module) -> bool:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return False
-    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+    # not token 0: its embedding may be the zero of padding
+    ids = torch.tensor([[1, head.out_features - 1]], device=head.weight.device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     if hidden.shape[-1] != head.in_features:
         return False
