@@ -26,7 +26,9 @@ overflow-wrap:normal}
 .scroll tr:last-child td{border-bottom:0}
 .num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .num small{color:var(--soft)}
-.why{color:var(--soft);min-width:220px;max-width:520px}
+.scroll .why,.scroll .under td{color:var(--soft);overflow-wrap:anywhere}
+.scroll .under td{padding-top:0}.scroll tr:has(+.under) td{border-bottom:0}
+.scroll a{color:var(--key)}
 .range{width:170px;height:18px;display:block}
 .range .bar{stroke:var(--c0);stroke-width:2}.range .mean{fill:var(--c0)}
 .range .one{fill:var(--c0);fill-opacity:.35}.range .base{stroke:var(--grid)}
@@ -74,32 +76,36 @@ def _comparison(sweep: SweepRecord) -> str:
     measures = "".join(f'<th class="num">{escape(name)}</th>' for _, name in MEASURES[1:])
     names = "".join(f"<th>{escape(key)}</th>" for key in sweep.columns)
     low, high = _range(settings)
-    notes = any(setting.notes() for setting in settings)
     head = (
         f'<tr>{names}<th class="num">seeds</th><th class="num">final reward</th>'
-        f"<th>{_scale(low, high)}</th>{measures}{'<th>note</th>' if notes else ''}</tr>"
+        f"<th>{_scale(low, high)}</th>{measures}</tr>"
     )
-    rows = "".join(_setting(setting, low, high, notes=notes) for setting in settings)
+    rows = "".join(_setting(setting, low, high) for setting in settings)
     return (
         '<section><div class="head"><h2>Comparison</h2><p>Mean over the seeds that finished, with '
         "half the 95 % confidence interval of the mean (Student's t). In the drawing: the dot is "
-        "the mean, the bar its interval, faint dots are single seeds.</p></div>"
+        "the mean, the bar its interval (cut at the ends of the scale), faint dots are single "
+        "seeds.</p></div>"
         f'<div class="card scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
         "</section>"
     )
 
 
-def _setting(setting: Setting, low: float, high: float, *, notes: bool) -> str:
+def _setting(setting: Setting, low: float, high: float) -> str:
     values = "".join(f"<td>{escape(value)}</td>" for value in setting.values)
     key = MEASURES[0][0]
     reward = setting.measure(key)
     ones = [float(c.summary[key]) for c in setting.cells if c.summary.get(key) is not None]
     cells = "".join(_measure(key, setting.measure(key)) for key, _ in MEASURES[1:])
-    note = f'<td class="why">{escape("; ".join(setting.notes()))}</td>' if notes else ""
-    return (
-        f'<tr>{values}<td class="num">{setting.finished} of {len(setting.cells)}</td>'
-        f"{_measure(key, reward)}<td>{_drawing(reward, ones, low, high)}</td>{cells}{note}</tr>"
+    row = (
+        f'{values}<td class="num">{setting.finished} of {len(setting.cells)}</td>'
+        f"{_measure(key, reward)}<td>{_drawing(reward, ones, low, high)}</td>{cells}"
     )
+    notes = escape("; ".join(setting.notes()))
+    if not notes:
+        return f"<tr>{row}</tr>"
+    width = len(setting.values) + 2 + len(MEASURES)
+    return f'<tr>{row}</tr><tr class="under"><td colspan="{width}">{notes}</td></tr>'
 
 
 def _measure(key: str, value: Estimate) -> str:
@@ -109,16 +115,18 @@ def _measure(key: str, value: Estimate) -> str:
 
 
 def _range(settings: list[Setting]) -> tuple[float, float]:
-    """The ends of the common scale of final rewards."""
-    ends: list[float] = []
-    for setting in settings:
-        value = setting.measure(MEASURES[0][0])
-        if value.mean is not None:
-            ends += [value.mean - (value.half or 0.0), value.mean + (value.half or 0.0)]
-    if not ends:
+    """The ends of the common scale: room around the single rewards, not around the intervals.
+
+    The interval of two seeds is wide enough to hide every difference.
+    """
+    key = MEASURES[0][0]
+    found = [c.summary.get(key) for s in settings for c in s.cells if c.status == "finished"]
+    values = [float(v) for v in found if isinstance(v, (int, float))]
+    if not values:
         return 0.0, 1.0
-    low, high = min(ends), max(ends)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    low, high = min(values), max(values)
+    room = 0.15 * (high - low) or 0.5
+    return low - room, high + room
 
 
 def _scale(low: float, high: float) -> str:

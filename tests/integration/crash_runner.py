@@ -1,0 +1,140 @@
+"""Jobs in children of a warmed server process, killed where the test says.
+
+A fork server has imported everything and run nothing, so a job costs a second and not a start.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+
+PRELOAD = ["lit_pref.app.run", "lit_pref.app.resume", "lit_pref.app.train", __name__]
+
+
+def start(function, *arguments):
+    """Run in a child; returns its exit code, negative for a signal."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+def train(overrides, folder, crash=None):
+    """A new run in ``folder``; ``crash`` is (point, how many times it passes, signal)."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from lit_pref.app.preflight import config_dir
+    from lit_pref.app.run import run_job
+
+    _quiet(folder)
+    _inject(crash)
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=[*overrides, f"paths.run_dir={folder}"])
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    sys.exit(run_job(cfg, folder).exit_code)
+
+
+def resume(folder, arguments=(), crash=None):
+    """Go on with the run in ``folder``."""
+    from lit_pref.app.train import main
+
+    _quiet(folder)
+    _inject(crash)
+    main([f"resume={folder}", *arguments])
+
+
+def _quiet(folder):
+    import torch
+
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+
+def _inject(crash):
+    if crash is None:
+        return
+    point, passes, signum = crash
+    left = [passes]
+
+    def hit(*arguments, **keywords):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signum)
+
+    POINTS[point](hit)
+
+
+def _before(owner, name, hit, when=lambda *arguments: True):
+    original = getattr(owner, name)
+
+    def wrapped(*arguments, **keywords):
+        if when(*arguments):
+            hit()
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, wrapped)
+
+
+def _sampling(stage):
+    def inject(hit):
+        from lit_pref.data.datamodule import RoundDataModule
+
+        _before(RoundDataModule, "_on_progress", hit, lambda self, at, *rest: at == stage)
+
+    return inject
+
+
+def _annotating(hit):
+    from lit_pref.objectives.forward import EngineForward
+
+    _before(EngineForward, "__call__", hit)
+
+
+def _training(hit):
+    from lit_pref.objectives.base import ObjectiveModule
+
+    _before(ObjectiveModule, "_update", hit)
+
+
+def _writing(hit):
+    """Between the writing of a checkpoint and its renaming, with half of it on disk."""
+    from lit_pref.callbacks import checkpoints
+
+    real = os.replace
+
+    class Half:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def replace(self, source, target):
+            if str(target).endswith("last.ckpt"):
+                whole = open(source, "rb").read()
+                open(source, "wb").write(whole[: len(whole) // 2])
+                hit()
+                open(source, "wb").write(whole)
+            real(source, target)
+
+    checkpoints.os = Half()
+
+
+def _closing(hit):
+    from lit_pref.app import run
+
+    _before(run, "write_report", hit)
+
+
+POINTS = {
+    "generating": _sampling("generating"),
+    "scoring": _sampling("scoring"),
+    "annotating": _annotating,
+    "training": _training,
+    "writing": _writing,
+    "closing": _closing,
+}
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
