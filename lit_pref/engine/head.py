@@ -15,13 +15,18 @@ BUDGET_BYTES = 512 * 1024**2
 """Logits of this size are kept for backward; larger ones are made in chunks and recomputed."""
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Never below float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def logit_stats(
     logits: Tensor, targets: Tensor, *, entropy: bool = False, sum_squares: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Log-probability of each target, and optional statistics of each distribution.
 
     Args:
-        logits: [T, V], any float type; computed in float32.
+        logits: [T, V], any float type; computed in float32 or better.
         targets: [T] token ids.
         entropy: also return the entropy in nats.
         sum_squares: also return the sum of squared probabilities (used by WPO, 2406.11827).
@@ -29,7 +34,7 @@ def logit_stats(
     Returns:
         ([T] log-probs, [T] entropy or None, [T] sums or None).
     """
-    logits = logits.float()
+    logits = logits.to(_wide(logits.dtype))
     log_norm = logits.logsumexp(-1)
     logps = logits.gather(-1, targets[:, None])[:, 0] - log_norm
     ent = squares = None
@@ -48,7 +53,7 @@ class _ChunkedLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk):
-        logps = hidden.new_empty(len(targets), dtype=torch.float32)
+        logps = hidden.new_empty(len(targets), dtype=_wide(hidden.dtype))
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             logps[part] = logit_stats(F.linear(hidden[part], weight, bias), targets[part])[0]
@@ -65,9 +70,10 @@ class _ChunkedLogps(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if has_bias else None
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            probs = F.linear(hidden[part], weight, bias).float().softmax(-1)
+            logits = F.linear(hidden[part], weight, bias)
+            probs = logits.to(_wide(logits.dtype)).softmax(-1)
             grad_logits = probs.mul_(-grad[part, None])
-            grad_logits.scatter_add_(1, targets[part, None], grad[part, None].float())
+            grad_logits.scatter_add_(1, targets[part, None], grad[part, None].to(probs))
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:

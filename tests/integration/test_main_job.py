@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-
 from tests_integration_support import failing_reward, nan_reward, short_reward
 
 SMALL = ["data.rounds=3", "callbacks=minimal"]

@@ -467,7 +467,7 @@ def test_smollm2_answers_and_reloads(tmp_path, monkeypatch):
     ]
     assert "Paris" in spec.tokenizer.decode(answer)
     assert answer[-1] in spec.eos_ids
-    mixed = "Hello  world 2024: na\u00efve caf\u00e9\n\ndef f(x): return x\n"
+    mixed = "Hello  world 2024: na\u00efve \u2581 <0x41>\n\ndef f(x): return x\n"
     assert spec.tokenizer.decode(spec.tokenizer(mixed)["input_ids"]) == mixed
     # digits are split off first, so two spaces before a number stay together
     assert spec.tokenizer.tokenize("a  12") == ["a", "\u0120\u0120", "1", "2"]
