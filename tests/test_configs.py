@@ -1,5 +1,6 @@
 """Every YAML composes, explains its keys, and fits the constructor that it names."""
 
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -29,18 +30,17 @@ GIVEN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def hydra():
+@functools.cache
+def composed(group: str, option: str) -> DictConfig:
     GlobalHydra.instance().clear()
-    initialize_config_dir(str(CONFIGS), version_base="1.3")
-    yield
-    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        given = GIVEN.get((group, option), [])
+        return compose("train", overrides=[f"{group}={option}", *given, "paths.run_dir=."])
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: str(v))
 def test_composes_and_resolves(group: str, option: str) -> None:
-    given = GIVEN.get((group, option), [])
-    cfg = compose("train", overrides=[f"{group}={option}", *given, "paths.run_dir=."])
+    cfg = composed(group, option)
     missing = OmegaConf.missing_keys(cfg)
     assert not missing or (group, option) not in GIVEN, missing
     if not missing:
@@ -49,8 +49,7 @@ def test_composes_and_resolves(group: str, option: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: str(v))
 def test_keys_are_arguments_of_the_target(group: str, option: str) -> None:
-    given = GIVEN.get((group, option), [])
-    cfg = compose("train", overrides=[f"{group}={option}", *given, "paths.run_dir=."])
+    cfg = composed(group, option)
     node = cfg.get(group)
     nodes = [node] if isinstance(node, DictConfig) and "_target_" in node else []
     if group in ("callbacks", "logger"):
