@@ -480,6 +480,10 @@ class RoundClient(Protocol):
 
     needs: Needs
 
+    def forward_pass(self, micro_batch_tokens: int | None) -> Forward:
+        """How notes are computed, within a token budget."""
+        ...
+
     def begin_round(self, index: int) -> None:
         """Before the groups of a round are made: a moving reference moves here."""
         ...

@@ -27,6 +27,15 @@ sys.path.insert(0, str(ROOT))
 FOLDER = ROOT / "docs" / "objectives"
 RESULTS, PAGE = FOLDER / "learning.json", FOLDER / "learning.md"
 FIELDS = ("reward_start", "reward_final", "kl_final")
+INTRODUCTION = """# What learns on the token bandit
+
+{rounds} rounds of 10 prompts x 10 responses, one step each, on-policy, on reward `r1`, with the
+published defaults of every objective and the same learning rate. An objective *learns* with a seed
+when the true reward on the validation prompts ends at least {margin} above its start. Settings and
+margin were fixed before the first run (`tests/objectives/learning_settings.py`); nothing is tuned
+to an objective, so that one that does not learn here may well do so with another beta or learning
+rate. `scripts/learning_table.py` makes this page.
+"""
 
 
 def load_settings() -> Any:
@@ -88,20 +97,12 @@ def write(results: dict[str, dict[str, dict[str, float]]]) -> None:
 def page(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """The page learning.md."""
     seeds = [str(s) for s in SETTINGS.SEEDS]
-    lines = [
-        "# What learns on the token bandit",
-        "",
-        f"{SETTINGS.ROUNDS} rounds of 10 prompts x 10 responses, one step each, on-policy, on reward `r1`, with the",
-        "published defaults of every objective and the same learning rate. An objective *learns* with a",
-        f"seed when the true reward on the validation prompts ends at least {SETTINGS.MARGIN} above its start. Settings",
-        "and margin were fixed before the first run (`tests/objectives/learning_settings.py`); nothing is",
-        "tuned to an objective, so that one that does not learn here may well do so with another beta or",
-        "learning rate. `scripts/learning_table.py` makes this page.",
-        "",
-        "| objective | learned | reward before | " + " | ".join(f"seed {s}" for s in seeds)
-        + " | mean after | mean gain | mean KL (nats) |",
-        "|---|---|---|" + "---|" * (len(seeds) + 3),
+    heads = [
+        "objective", "learned", "reward before", *(f"seed {s}" for s in seeds),
+        "mean after", "mean gain", "mean KL (nats)",
     ]  # fmt: skip
+    lines = [INTRODUCTION.format(rounds=SETTINGS.ROUNDS, margin=SETTINGS.MARGIN)]
+    lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     complete = {n: c for n, c in results.items() if all(s in c for s in seeds)}
     ranked = sorted(complete.items(), key=lambda item: -_mean(item[1], seeds, "reward_final"))
     for name, cells in ranked:
@@ -125,7 +126,9 @@ def _mean(cells: dict[str, dict[str, float]], seeds: list[str], field: str) -> f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("objectives", nargs="*", help="all by default")
     parser.add_argument("--again", action="store_true", help="run cells that are there, too")
     parser.add_argument("--table", action="store_true", help="run nothing")

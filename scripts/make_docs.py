@@ -1,4 +1,4 @@
-"""Write the pages about objectives and metrics from the code, its YAML and docs/objectives/notes.yaml.
+"""Write the pages about objectives and metrics: from docstrings, YAML and docs/objectives/notes.yaml.
 
     python scripts/make_docs.py                      # write the pages
     python scripts/make_docs.py --record             # first run every objective for two steps and
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from omegaconf import OmegaConf  # noqa: E402
 
 from lit_pref.app.objectives import Declaration, declarations, markdown_table  # noqa: E402
-from lit_pref.metrics.glossary import entry, glossary_page  # noqa: E402
+from lit_pref.metrics.glossary import GLOSSARY, entry, glossary_page  # noqa: E402
 
 FOLDER = ROOT / "docs" / "objectives"
 NOTES, METRICS = FOLDER / "notes.yaml", FOLDER / "metrics.json"
@@ -44,6 +44,7 @@ TWO_STEPS = {
 }
 _SECTIONS = re.compile(r"\n\s*(Args|Returns|Raises|Example|Examples|Attributes):\n.*", re.S)
 
+PAPER = "Table 1 of arXiv 2404.14367"
 TABLE1 = {
     "ppo": ("PPO", "yes", "yes", "yes"),
     "reinforce": ("REINFORCE", "yes", "no", "yes"),
@@ -56,16 +57,18 @@ TABLE1 = {
 
 INDEX = """# Objectives
 
-One file each under `lit_pref/objectives/`, one YAML each under `configs/objective/`. What an objective
-needs and does is declared by its class; `lit-pref objectives` prints this table. *Negative gradient*:
-the update lowers the log-probability of some response tokens. *Fresh samples*: only right on samples of
-the present policy, so that `data=offline` is refused. *Reuse*: right for `data.reuse` above 1.
+One file each under `lit_pref/objectives/`, one YAML each under `configs/objective/`. What an
+objective needs and does is declared by its class; `lit-pref objectives` prints this table.
+*Negative gradient*: the update lowers the log-probability of some response tokens. *Fresh samples*:
+only right on samples of the present policy, so that `data=offline` is refused. *Reuse*: right for
+`data.reuse` above 1.
 
 {table}
 
-On-policy DPO is `objective=dpo data=onpolicy`; every objective without *fresh samples* trains on either
-source. [What learns on the token bandit](learning.md) compares them under one fixed setting;
-[Metrics](../guide/metrics.md) explains every logged name.
+On-policy DPO is `objective=dpo data=onpolicy`; every objective without *fresh samples* trains on
+either source, but for `reward_model`, which trains no policy. [What learns on the token
+bandit](learning.md) compares them under one fixed setting; [Metrics](../guide/metrics.md) explains
+every logged name.
 """
 
 
@@ -78,7 +81,7 @@ def prose(doc: str) -> str:
     text = re.sub(r"^\.\. math:: ?(.*(?:\n[ \t]+\S.*)*)", _math, text, flags=re.M)
     text = re.sub(r"^=+(?: +=+)+\n(?:.+\n)*=+(?: +=+)+$", _table, text, flags=re.M)
     text = re.sub(r":math:`([^`]+)`", r"$`\1`$", text)
-    return re.sub(r"``([^`]+)``", r"`\1`", text)
+    return re.sub(r"(?<!`)``([^`]+)``(?!`)", r"`\1`", text)
 
 
 def _math(match: re.Match[str]) -> str:
@@ -189,8 +192,16 @@ def load_metrics() -> dict[str, dict[str, list[str]]]:
 
 
 def shared_metrics() -> list[str]:
-    """Names that every objective logs, in the order of the glossary page."""
-    return sorted(set.intersection(*(set(m[""]) for m in load_metrics().values())))
+    """Names that every objective with a policy logs."""
+    recorded = load_metrics()
+    policies = [d.name for d in declarations() if d.kind.needs.policy and d.name in recorded]
+    return _ordered(set.intersection(*(set(recorded[name][""]) for name in policies)))
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """In the order of the glossary."""
+    order = {name: n for n, name in enumerate(GLOSSARY)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 def metric_table(names: Iterable[str]) -> list[str]:
@@ -245,7 +256,8 @@ def objective_page(declaration: Declaration, note: dict[str, Any]) -> str:
     lines += ["## Keys", "", "| key | default | |", "|---|---|---|"]
     for key, default, comment in yaml_keys(text):
         shown = f"`{default}`" if default else ""
-        lines.append(f"| `objective.{key}` | {shown} | {comment} |".replace("  |", " |"))
+        comment = comment.replace("|", "\\|")
+        lines.append(f"| `objective.{key}` | {shown} | {comment} |")
     return "\n".join([*lines, "", *_metrics(name)]) + "\n"
 
 
@@ -267,9 +279,9 @@ def _place(declaration: Declaration, note: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     for row in note.get("table1", []):
         method, *values = TABLE1[row]
-        lines.append(f"| {method} in Table 1 of arXiv 2404.14367 | {' | '.join(values)} |")
+        lines.append(f"| {method} in {PAPER} | {' | '.join(values)} |")
     if not note.get("table1"):
-        lines += ["", "Table 1 of arXiv 2404.14367 does not name it; the row is what its class declares."]
+        lines += ["", f"{PAPER} does not name it; the row is what its class declares."]
     return lines
 
 
@@ -277,13 +289,13 @@ def _metrics(name: str) -> list[str]:
     recorded = load_metrics()[name]
     shared = shared_metrics()
     lines = ["## Metrics", ""]
-    own = [n for n in recorded[""] if n not in shared]
+    own = _ordered(set(recorded[""]) - set(shared))
     if own:
         lines += ["Of this objective and its data:", "", *metric_table(own), ""]
     for options, names in recorded.items():
         if options and names:
-            lines += [f"With `{options}` also:", "", *metric_table(names), ""]
-    return [*lines, "In every run:", "", *metric_table(shared)]
+            lines += [f"With `{options}` also:", "", *metric_table(_ordered(names)), ""]
+    return [*lines, "In every run:", "", *metric_table(n for n in shared if n in recorded[""])]
 
 
 def pages() -> dict[Path, str]:
@@ -304,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--record", nargs="*", metavar="OBJECTIVE", help="run first; all by default")
+    parser.add_argument("--record", nargs="*", metavar="NAME", help="run first; all by default")
     args = parser.parse_args()
     if args.record is not None:
         record(args.record or [d.name for d in declarations()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 
 from lit_pref.app.preflight import config_dir
 
-__all__ = ["Declaration", "declarations", "markdown_table", "text_table"]
+__all__ = ["Declaration", "declarations", "main", "markdown_table", "text_table"]
 
 COLUMNS = (
     "objective", "family", "negative gradient", "reference", "rewards", "pairs", "fresh samples",
@@ -56,7 +57,7 @@ def declarations(folders: Sequence[Path] = ()) -> list[Declaration]:
     found = []
     for root in (config_dir(), *folders):
         for file in sorted((root / "objective").glob("*.yaml")):
-            kind = get_object(OmegaConf.load(file)["_target_"])
+            kind = get_object(OmegaConf.select(OmegaConf.load(file), "_target_"))
             cited = re.search(r"arXiv (\d{4}\.\d{4,5})", file.read_text().splitlines()[0])
             found.append(Declaration(file.stem, kind, cited[1] if cited else kind.paper))
     return sorted(found, key=lambda d: (d.kind.family, d.name))
@@ -81,6 +82,32 @@ def markdown_table(*, link: bool = True) -> str:
             cells[-1] = f"[{cells[-1]}](https://arxiv.org/abs/{cells[-1]})"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+_HELP = """lit-pref objectives: every objective, by what its class declares
+
+  negative gradient   the update lowers the log-prob of some response tokens
+  reference, rewards, pairs   what it needs
+  fresh samples       only right on samples of the present policy: data=offline is refused
+  reuse               right for data.reuse above 1
+"""
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """``lit-pref objectives``: print the table.
+
+    Args:
+        arguments: ``--help`` explains the columns; there are no others.
+    """
+    if set(arguments) & {"-h", "--help"}:
+        print(_HELP, end="")
+    elif arguments:
+        print(
+            f"Refused: lit-pref objectives takes no arguments, got {arguments[0]}", file=sys.stderr
+        )
+        sys.exit(2)
+    else:
+        print(text_table())
 
 
 def _mark(value: bool) -> str:

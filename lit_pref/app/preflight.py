@@ -173,7 +173,9 @@ class composing:
 
 def split(arguments: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
     """(overrides, flags, folders given by --config-dir and hydra.searchpath)."""
-    overrides, flags, searched = [], set(), []
+    overrides: list[str] = []
+    flags: set[str] = set()
+    searched: list[str] = []
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -220,9 +222,9 @@ def groups_of(searched: Sequence[str]) -> dict[str, list[str]]:
 
 def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
     out = []
-    for key in cfg:
+    for key in map(str, cfg):
         out.append(f"{prefix}{key}")
-        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, str(key)):
+        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
             value = cfg[key]
             if isinstance(value, DictConfig):
                 out += _keys(value, f"{prefix}{key}.")
@@ -239,7 +241,7 @@ def check_keys(
     """Refuse keys that the configuration ``base`` does not have; ``command`` shows them all."""
     keys = _keys(base)
     known = set(keys)
-    tops = [*(g for g in groups if "/" not in g), *(k for k in base if k not in groups)]
+    tops = [*(g for g in groups if "/" not in g), *(k for k in map(str, base) if k not in groups)]
     for mark, key, _ in parsed:
         if key in groups or "/" in key or "@" in key or key.startswith("hydra."):
             continue

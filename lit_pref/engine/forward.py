@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ def packed_inputs(layout: PackedLayout) -> dict[str, object]:
     }
 
 
-def _hidden(model: torch.nn.Module, layout: PackedLayout | PaddedLayout) -> Tensor:
+def _hidden(model: Any, layout: PackedLayout | PaddedLayout) -> Tensor:
     """[positions, H] last hidden states."""
     out = model.base_model(**_inputs(layout)).last_hidden_state
     return out.reshape(-1, out.shape[-1])
@@ -97,7 +97,7 @@ def _logits(model: torch.nn.Module, layout: PackedLayout | PaddedLayout) -> Tens
 
 
 def _from_hidden(
-    model: torch.nn.Module, hidden: Tensor, targets: Tensor, wanted: set[str], plain_head: bool
+    model: Any, hidden: Tensor, targets: Tensor, wanted: set[str], plain_head: bool
 ) -> TokenStats:
     if not plain_head:
         raise ValueError(

@@ -87,7 +87,9 @@ def pack(tokens: FlatTokens, *, final: bool = False) -> PackedLayout:
     for i, p in enumerate(tokens.prompt_of):
         children[p].append(i)
 
-    ids, positions, segments = [], [], []
+    ids: list[Tensor] = []
+    positions: list[int] = []
+    segments: list[tuple[int, list[int]]] = []
     rows: list[list[int]] = [[] for _ in responses]
     ends = [0] * len(responses)
     place = 0

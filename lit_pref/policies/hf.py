@@ -241,7 +241,7 @@ class HFPolicy(nn.Module):
 
 
 def _dropout_off(model: nn.Module) -> None:
-    """Dropout would make the first on-policy ratio differ from 1 (paper.md, item 11)."""
+    """Dropout would make the first on-policy ratio differ from 1, as it did in the paper's code."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -60,7 +60,8 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(module, options=options)
+    state: Any = get_model_state_dict(module, options=options)
+    return state
 
 
 def _blocks(module: nn.Module) -> list[Any]:

@@ -169,9 +169,9 @@ def _present(table: MetricsTable) -> list[Chart]:
                 Chart(title=title, unit=unit, series=tuple(series), floor=floor, ceiling=ceiling)
             )
     if table.points("val/kl", "val/reward"):
-        series = Series(column="val/reward", label="one dot per evaluation", slot=0)
+        dots = Series(column="val/reward", label="one dot per evaluation", slot=0)
         x = ("val/kl", "KL to the initial policy, nats per response")
-        charts.append(Chart(title="Reward against KL", unit="reward", series=(series,), x=x))
+        charts.append(Chart(title="Reward against KL", unit="reward", series=(dots,), x=x))
     return charts
 
 

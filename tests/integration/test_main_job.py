@@ -32,7 +32,7 @@ def test_reinforce_learns_the_bandit(job):
 
 
 def test_offline_dpo_does_what_the_paper_says(job):
-    """Offline DPO, beta 0.1, lr 1e-3, ten prompts, 100 steps: about 0.16 (paper.md 4.7)."""
+    """Offline DPO, beta 0.1, lr 1e-3, ten prompts, 100 steps: about 0.16."""
     done = job("objective=dpo", "data=offline", "seed=11", "callbacks=minimal")
     assert 0.08 < done.summary["reward_final"] < 0.3
     assert done.summary["samples"] == 100
