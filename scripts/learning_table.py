@@ -35,6 +35,11 @@ when the true reward on the validation prompts ends at least {margin} above its 
 margin were fixed before the first run (`tests/objectives/learning_settings.py`); nothing is tuned
 to an objective, so that one that does not learn here may well do so with another beta or learning
 rate. `scripts/learning_table.py` makes this page.
+
+`sft` is the control: on its own samples its expected gradient is zero, so that its spread over
+the seeds is how far a policy drifts by chance, and a gain of that size proves nothing. With one
+step in a round every probability ratio is 1, so objectives that differ in their clipping alone are
+equal here.
 """
 
 

@@ -1,4 +1,4 @@
-"""Write the pages about objectives and metrics: from docstrings, YAML and docs/objectives/notes.yaml.
+"""Write the pages about objectives and metrics, from docstrings, YAML and notes.yaml.
 
     python scripts/make_docs.py                      # write the pages
     python scripts/make_docs.py --record             # first run every objective for two steps and
@@ -19,7 +19,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from lit_pref.metrics.glossary import GLOSSARY, entry, glossary_page  # noqa: E4
 
 FOLDER = ROOT / "docs" / "objectives"
 NOTES, METRICS = FOLDER / "notes.yaml", FOLDER / "metrics.json"
+Recorded = dict[str, dict[str, list[str]]]
+"""Objective -> options ("" for none) -> names logged."""
 SOURCES = ("onpolicy", "offline")
 SIZES = (
     "data.responses_per_prompt=4", "data.batch_size=4", "export=false", "seed=7",
@@ -53,7 +56,7 @@ TABLE1 = {
     "offline_weighted": ("offline RWR, offline Best-of-N", "no", "-", "no"),
     "online_weighted": ("ReST, RWR, online Best-of-N", "yes", "yes", "no"),
 }
-"""Rows of Table 1 of arXiv 2404.14367: method, on-policy sampling, sample reuse, negative gradient."""
+"""Its rows: method, on-policy sampling, sample reuse, negative gradient."""
 
 INDEX = """# Objectives
 
@@ -186,15 +189,14 @@ def _logged(name: str, options: Iterable[str]) -> list[set[str]]:
     return out
 
 
-def load_metrics() -> dict[str, dict[str, list[str]]]:
-    """Objective -> options ("" for none) -> names logged."""
+def load_metrics() -> Recorded:
+    """What ``record`` kept."""
     return json.loads(METRICS.read_text())
 
 
-def shared_metrics() -> list[str]:
+def shared_metrics(found: Sequence[Declaration], recorded: Recorded) -> list[str]:
     """Names that every objective with a policy logs."""
-    recorded = load_metrics()
-    policies = [d.name for d in declarations() if d.kind.needs.policy and d.name in recorded]
+    policies = [d.name for d in found if d.kind.needs.policy and d.name in recorded]
     return _ordered(set.intersection(*(set(recorded[name][""]) for name in policies)))
 
 
@@ -235,8 +237,20 @@ def commands(declaration: Declaration) -> list[str]:
     ]
 
 
-def objective_page(declaration: Declaration, note: dict[str, Any]) -> str:
-    """The page of one objective."""
+def objective_page(
+    declaration: Declaration,
+    note: dict[str, Any],
+    recorded: dict[str, list[str]],
+    shared: Sequence[str],
+) -> str:
+    """The page of one objective.
+
+    Args:
+        declaration: the objective.
+        note: its entry in notes.yaml.
+        recorded: names that it logs, by options.
+        shared: names that every objective logs.
+    """
     name, kind = declaration.name, declaration.kind
     file = ROOT / "configs" / "objective" / f"{name}.yaml"
     text = file.read_text()
@@ -250,15 +264,17 @@ def objective_page(declaration: Declaration, note: dict[str, Any]) -> str:
     for dotted, doc in losses_of(kind.__doc__):
         lines += [f"`{dotted}`:", "", doc, ""]
     lines += ["## Its place in the paper's table", "", *_place(declaration, note), ""]
-    lines += ["## On offline and on-policy data", "", note.get("note", "").strip(), ""]
-    lines += ["[What learns on the token bandit](learning.md) has its numbers.", ""]
+    written = textwrap.fill(note.get("note", "").strip(), 100, break_long_words=False)
+    lines += ["## On offline and on-policy data", "", written, ""]
+    if kind.needs.policy:
+        lines += ["[What learns on the token bandit](learning.md) has its numbers.", ""]
     lines += ["## Try it", "", *(f"    {c}" for c in commands(declaration)), ""]
     lines += ["## Keys", "", "| key | default | |", "|---|---|---|"]
     for key, default, comment in yaml_keys(text):
         shown = f"`{default}`" if default else ""
         comment = comment.replace("|", "\\|")
         lines.append(f"| `objective.{key}` | {shown} | {comment} |")
-    return "\n".join([*lines, "", *_metrics(name)]) + "\n"
+    return "\n".join([*lines, "", *_metrics(recorded, shared)]) + "\n"
 
 
 def _place(declaration: Declaration, note: dict[str, Any]) -> list[str]:
@@ -285,9 +301,7 @@ def _place(declaration: Declaration, note: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _metrics(name: str) -> list[str]:
-    recorded = load_metrics()[name]
-    shared = shared_metrics()
+def _metrics(recorded: dict[str, list[str]], shared: Sequence[str]) -> list[str]:
     lines = ["## Metrics", ""]
     own = _ordered(set(recorded[""]) - set(shared))
     if own:
@@ -300,15 +314,17 @@ def _metrics(name: str) -> list[str]:
 
 def pages() -> dict[Path, str]:
     """Every generated file with its text."""
-    notes = load_notes()
+    notes, recorded, found = load_notes(), load_metrics(), declarations()
+    shared = shared_metrics(found, recorded)
     out = {
         FOLDER / "index.md": INDEX.format(table=markdown_table()),
         ROOT / "docs" / "guide" / "metrics.md": glossary_page(),
     }
-    for declaration in declarations():
-        if declaration.name in load_metrics():
-            page = objective_page(declaration, notes.get(declaration.name, {}))
-            out[FOLDER / f"{declaration.name}.md"] = page
+    for declaration in found:
+        name = declaration.name
+        if name in recorded:
+            page = objective_page(declaration, notes.get(name, {}), recorded[name], shared)
+            out[FOLDER / f"{name}.md"] = page
     return out
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_pref.app.build import Parts
 from lit_pref.app.outcome import Outcome
 from lit_pref.app.processes import is_main
-from lit_pref.callbacks import Evaluation
+from lit_pref.callbacks import Checkpoints, Evaluation
 from lit_pref.report import final_table, read_metrics, write_report
 
 __all__ = ["Summary", "correct_summary", "write_config", "write_whole"]
@@ -32,10 +32,8 @@ class Summary:
         self.cfg, self.folder, self.started = cfg, folder, started
         self.trainer: L.Trainer | None = None
         self.parts: Parts | None = None
-        self.before = 0.0
         old = folder / "summary.json"
-        if old.exists():
-            self.before = json.loads(old.read_text()).get("wall_seconds") or 0.0
+        self.old = json.loads(old.read_text()) if cfg.get("resume") and old.exists() else {}
         self.values: dict[str, Any] = {}
 
     def attach(self, trainer: L.Trainer, parts: Parts) -> None:
@@ -52,7 +50,7 @@ class Summary:
             "model": cfg.model.name,
             "seed": cfg.seed,
             **self._progress(),
-            "wall_seconds": round(self.before + time.monotonic() - self.started, 3),
+            "wall_seconds": round(self._seconds_before() + time.monotonic() - self.started, 3),
             "status": status,
         }
         if reason:
@@ -63,6 +61,12 @@ class Summary:
         if status in ("failed", "interrupted") and self.trainer is not None:
             write_report(self.folder)
 
+    def _seconds_before(self) -> float:
+        """Of earlier processes of this run: one that was killed left them in its checkpoint."""
+        callbacks: list[Any] = [] if self.trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        saved = [c.seconds for c in callbacks if isinstance(c, Checkpoints)]
+        return max(self.old.get("wall_seconds") or 0.0, *saved, 0.0)
+
     def _progress(self) -> dict[str, Any]:
         names = ("reward_start", "reward_final", "kl_final", "entropy_final", "length_final")
         out: dict[str, Any] = dict.fromkeys(
@@ -70,7 +74,7 @@ class Summary:
         )
         out.update(dict.fromkeys(names))
         if self.trainer is None or self.parts is None:
-            return out
+            return out | {name: self.old[name] for name in out if name in self.old}
         data = self.parts.data
         steps = self.trainer.global_step
         passes = -(-steps // data.batches_per_pass)
@@ -102,6 +106,8 @@ def correct_summary(cfg: DictConfig, folder: Path, outcome: Outcome, began: floa
         outcome: how the run ended.
         began: ``time.time`` at its start.
     """
+    if outcome.status == "refused" and cfg.get("resume"):
+        return  # what the run did before remains true
     path = folder / "summary.json"
     values: dict[str, Any] = {}
     if path.exists() and path.stat().st_mtime >= began:

@@ -18,7 +18,7 @@ from lit_pref.app.outcome import Outcome
 from lit_pref.app.processes import is_main, started_by
 from lit_pref.app.record import Summary, correct_summary, write_config
 from lit_pref.callbacks import Checkpoints, WholeFileIO, newest_checkpoint
-from lit_pref.callbacks.signals import Interrupted, StopSignals
+from lit_pref.callbacks.signals import Interrupted, StopSignals, ignore_signals, terminable
 from lit_pref.policies.sharding import is_sharded
 from lit_pref.report import write_report
 from lit_pref.types import Refusal
@@ -55,7 +55,8 @@ def _run_here(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
     try:
         if not resume and is_main():
             write_config(cfg, folder)
-        metric = _train(cfg, folder, summary, resume=resume)
+        with terminable():
+            metric = _train(cfg, folder, summary, resume=resume)
     except Refusal as refusal:
         outcome = Outcome("refused", 2, reason=str(refusal))
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -63,7 +64,8 @@ def _run_here(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
         outcome = Outcome("interrupted", 128 + signum, reason=str(stop) or "Ctrl-C")
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's answer to it
-            outcome = Outcome("interrupted", 130, reason="stopped at once")
+            signum = getattr(end.__context__, "signum", 2)
+            outcome = Outcome("interrupted", 128 + signum, reason="stopped at once")
         else:
             outcome = Outcome("failed", 1, reason=f"something called sys.exit({end.code!r})")
     except Exception as error:
@@ -71,7 +73,10 @@ def _run_here(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
         outcome = Outcome("failed", 1, reason=f"{type(error).__name__}: {error}")
     else:
         return Outcome("finished", 0, metric)
-    summary.write(outcome.status, reason=outcome.reason)
+    if outcome.status == "interrupted":
+        ignore_signals()  # ``isolated`` puts their handlers back
+    if not (resume and outcome.status == "refused"):  # what the run did remains true
+        summary.write(outcome.status, reason=outcome.reason)
     return outcome
 
 
@@ -106,6 +111,9 @@ def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> 
     if resume:
         what = "from the start: there is no checkpoint" if checkpoint is None else str(checkpoint)
         log.info("resuming %s", what)
+        checkpoints.resume_from(checkpoint)
+    elif trainer.is_global_zero:
+        checkpoints.clear()
     trainer.fit(parts.objective, datamodule=parts.data, ckpt_path=checkpoint)
     if cfg.export and (trainer.is_global_zero or is_sharded(parts.policy)):
         parts.objective.export(str(folder / "export"))

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import shutil
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,55 +72,92 @@ class Checkpoints(Checkpoint):
         self.sign = 1.0 if mode == "max" else -1.0
         self.best: float | None = None
         self.best_step = -1
+        self._noted: Any = None
+        self.keep_previous = True
+        """Whether ``last.ckpt`` is good, and becomes ``previous.ckpt`` when the next is saved."""
+        self.seconds = 0.0
+        """How long the run had been going when the checkpoint it started from was saved."""
+        self._started = time.monotonic()
+
+    def resume_from(self, path: Path | None) -> None:
+        """Told before the fit which checkpoint of ``folder`` will be loaded (None: none)."""
+        self.keep_previous = path is not None and path.name == "last.ckpt"
+
+    def clear(self) -> None:
+        """Remove checkpoints of an earlier run in ``folder``: nobody may resume from them."""
+        for path in self.folder.glob("*.ckpt"):
+            log.warning("%s is of an earlier run in this folder, and is removed", path)
+            path.unlink()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._noted = self._measured(trainer)  # of the initial policy, which is not saved
+        # The run may have ended after last.ckpt was saved and before best.ckpt was made of it.
+        if self.best_step == trainer.global_step and self.keep_previous:
+            _link(self.folder / "last.ckpt", self.folder / "best.ckpt", trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # The last batch of a pass is saved at the epoch's end, where the loops are consistent.
-        if trainer.is_last_batch or self.every_n_steps is None:
-            return
-        if trainer.global_step % self.every_n_steps == 0:
+        if not trainer.is_last_batch and (self._due(trainer) or _over(trainer)):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.is_last_batch:  # max_steps ended the run within a pass: saved there
+            return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        step = trainer.global_step
         round_over = (trainer.current_epoch + 1) % data.reuse == 0
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0
-        if round_over or due or step >= data.total_steps:
-            better = self._note_best(trainer)
+        if round_over or self._due(trainer) or _over(trainer):
             self.save(trainer)
-            if better:
-                _link(self.folder / "last.ckpt", self.folder / "best.ckpt", trainer)
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        return self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write ``last.ckpt``; the one before it becomes ``previous.ckpt``."""
-        last = self.folder / "last.ckpt"
-        if last.exists():
+        """Write ``last.ckpt``; the one before it becomes ``previous.ckpt``, a better one best."""
+        last, better = self.folder / "last.ckpt", self._note_best(trainer)
+        if last.exists() and self.keep_previous:
             _link(last, self.folder / "previous.ckpt", trainer)
         trainer.save_checkpoint(last)
+        self.keep_previous = True
+        if better:
+            _link(last, self.folder / "best.ckpt", trainer)
 
     def _note_best(self, trainer: L.Trainer) -> bool:
-        value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if value is None or not math.isfinite(float(value)):
-            return False
+        value = self._measured(trainer)
+        if value is None or value is self._noted or not math.isfinite(float(value)):
+            return False  # not measured since the last time
+        self._noted = value
         score = self.sign * float(value)
         if self.best is not None and score <= self.best:
             return False
         self.best, self.best_step = score, trainer.global_step
         return True
 
+    def _measured(self, trainer: L.Trainer) -> Any:
+        return trainer.callback_metrics.get(self.monitor) if self.monitor else None
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step}
+        seconds = self.seconds + time.monotonic() - self._started
+        return {"best": self.best, "best_step": self.best_step, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.seconds = state_dict["seconds"]
+
+
+def _over(trainer: L.Trainer) -> bool:
+    """Whether this was the last step of the run."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return trainer.global_step >= data.total_steps or trainer.global_step == trainer.max_steps
 
 
 def _link(source: Path, target: Path, trainer: L.Trainer) -> None:
     """``target`` becomes another name of ``source``, at once; a copy where links do not exist."""
     if not trainer.is_global_zero or not source.exists():
         return
+    if target.exists() and source.samefile(target):
+        return  # renaming one name of a file to another of its names does nothing
     temporary = target.with_name(target.name + ".part")
     temporary.unlink(missing_ok=True)
     try:
@@ -126,6 +165,15 @@ def _link(source: Path, target: Path, trainer: L.Trainer) -> None:
     except OSError:
         shutil.copy2(source, temporary)
     os.replace(temporary, target)
+
+
+def _check(path: Path) -> None:
+    """Raise whatever is wrong with a checkpoint; its tensors are not kept in memory."""
+    with zipfile.ZipFile(path) as archive:  # torch.load alone does not compare check sums
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the check sum of {damaged} differs")
+    torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -140,7 +188,7 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     present = [p for p in (folder / "last.ckpt", folder / "previous.ckpt") if p.exists()]
     for path in present:
         try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+            _check(path)
         except Exception as error:  # any kind of damage
             log.warning("checkpoint %s cannot be read (%s); trying the one before", path, error)
             continue

@@ -58,13 +58,21 @@ class Evaluation(L.Callback):
         if trainer.global_step == 0 and self.last_step < 0:
             self._run(trainer, pl_module)
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        # max_steps ends the run within a pass: measure here, where the last checkpoint is saved
+        if trainer.global_step >= data.total_steps and not trainer.is_last_batch:
+            self._run(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         passes = trainer.current_epoch + 1
         rounds, rest = divmod(passes, data.reuse)
         over = trainer.global_step >= data.total_steps
         due = rest == 0 and self.every_n_rounds > 0 and rounds % self.every_n_rounds == 0
-        if due or over:
+        if (due or over) and self.last_step != trainer.global_step:
             self._run(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -90,6 +90,9 @@ class RunProgress(L.Callback):
 
     # ------------------------------------------------------------------ rounds
 
+    def on_pass_start(self, index: int, number: int) -> None:
+        """Nothing to show."""
+
     def on_progress(self, stage: str, done: int, total: int) -> None:
         if self.sampling_bar is None:
             self.sampling_bar = tqdm(

@@ -75,6 +75,9 @@ class RunFiles(L.Callback):
 
     # ------------------------------------------------------------------ rounds
 
+    def on_pass_start(self, index: int, number: int) -> None:
+        """Nothing to write."""
+
     def on_progress(self, stage: str, done: int, total: int) -> None:
         """Nothing to write."""
 

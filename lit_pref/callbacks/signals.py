@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 
 from lit_pref.callbacks.checkpoints import Checkpoints
+from lit_pref.types import Group, Round
 
-__all__ = ["Interrupted", "StopSignals"]
+__all__ = ["Interrupted", "StopSignals", "StoppedAtOnce", "ignore_signals", "terminable"]
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +31,50 @@ class Interrupted(RuntimeError):
         self.signum = signum
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """The run was asked to stop where nothing is to be saved, or asked twice.
+
+    Not an ``Exception``: it may come anywhere, and nothing on its way may take it for an error of
+    its own.
+
+    Attributes:
+        signum: the signal; the process should exit with 128 + it.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped at once by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises ``StoppedAtOnce``, as Ctrl-C does by itself: before training and after it."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise StoppedAtOnce(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ignore_signals() -> None:
+    """SIGTERM and Ctrl-C do nothing any more: the run is ending, and says how."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
+
+
 class StopSignals(L.Callback):
     """Turns SIGTERM and SIGINT into a saved checkpoint and an ``Interrupted``.
 
-    Lightning's own handling stops in the middle of a step and exits with 0.
+    Lightning's own handling stops in the middle of a step and exits with 0; with several processes
+    it starts a collective from inside the handler, between those of sampling.
 
     Args:
         checkpoints: what saves.
@@ -44,21 +87,35 @@ class StopSignals(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.received = None
+        if stage == "fit":
+            trainer.datamodule.listeners.insert(0, self)  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen()
+
+    def on_pass_start(self, index: int, number: int) -> None:
+        """Lightning installs its own handlers between on_fit_start and the first pass."""
+        self._listen()
+
+    def on_progress(self, stage: str, done: int, total: int) -> None:
+        """A round in the making is finished first: it would be made again after a resume."""
+
+    def on_round(self, round: Round) -> None:
+        """The next step saves."""
+
+    def on_failed_round(self, index: int, groups: list[Group]) -> None:
+        """The failure ends the run."""
+
+    def _listen(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._before.setdefault(signum, signal.getsignal(signum))
             signal.signal(signum, self._note)
 
-    # Lightning installs its own handlers between on_fit_start and on_train_start.
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_fit_start(trainer, pl_module)
-
     def _note(self, signum: int, frame: Any) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt  # asked twice: stop now, the last checkpoint remains
+        if self.received is not None:  # stop now, the last checkpoint remains
+            raise StoppedAtOnce(signum)
         self.received = signum
         name = signal.Signals(signum).name
         log.warning("%s: saving after the present step, then stopping (again: at once)", name)
@@ -70,7 +127,8 @@ class StopSignals(L.Callback):
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop(trainer)
+        if trainer.is_last_batch:  # else max_steps has ended the run, which finishes
+            self._stop(trainer)
 
     def _stop(self, trainer: L.Trainer) -> None:
         signum = self.received or 0

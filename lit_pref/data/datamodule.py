@@ -28,6 +28,10 @@ __all__ = ["RoundDataModule", "RoundListener"]
 class RoundListener(Protocol):
     """What is told about rounds (progress bars, sample files)."""
 
+    def on_pass_start(self, index: int, number: int) -> None:
+        """Pass ``number`` over round ``index`` comes next; the round may have to be made first."""
+        ...
+
     def on_progress(self, stage: str, done: int, total: int) -> None:
         """``stage`` is ``"generating"`` or ``"scoring"``; counts are responses."""
         ...
@@ -335,8 +339,11 @@ class RoundDataModule(L.LightningDataModule):
         epoch = self.trainer.current_epoch
         finished = epoch >= self.rounds * self.reuse
         if not finished:
-            self.ensure_round(epoch // self.reuse)
-            self._pass = epoch % self.reuse
+            index, number = divmod(epoch, self.reuse)
+            for listener in self.listeners:
+                listener.on_pass_start(index, number)
+            self.ensure_round(index)
+            self._pass = number
         return self.loader
 
     def ensure_round(self, index: int) -> None:

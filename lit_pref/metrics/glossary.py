@@ -65,7 +65,8 @@ GLOSSARY: dict[str, Entry] = {
                             "rising or near 0", "falling with rejected: likelihood displacement; "
                             "use data=onpolicy, an NLL term, or a larger beta"),
     "rewards/rejected": Entry("implicit reward of the rejected", "nats", "below rewards/chosen"),
-    "rewards/margins": Entry("rewards/chosen - rewards/rejected", "nats", "positive, growing slowly",
+    "rewards/margins": Entry("rewards/chosen - rewards/rejected", "nats",
+                             "positive, growing slowly",
                              "large at once: overfitting; fewer passes or a larger beta"),
     "rewards/accuracies": Entry("share of pairs with a positive margin", "share",
                                 "0.6 to 0.95 on fresh pairs", "1.0 early: the pairs are too easy"),
@@ -165,8 +166,9 @@ def glossary_page() -> str:
     lines = [
         "# Metrics",
         "",
-        "Bare names are means over a logging window of training steps, weighted by count. `round/`,",
-        "`data/` and `completions/` describe a round when it is made, `val/` the validation prompts.",
+        "Bare names are means over a logging window of training steps, weighted by count.",
+        "`round/`, `data/` and `completions/` describe a round when it is made, `val/` the",
+        "validation prompts.",
         "This page is made from `lit_pref/metrics/glossary.py`; a test keeps them equal.",
         "",
         "| name | meaning | unit | healthy | otherwise |",

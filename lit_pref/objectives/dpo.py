@@ -52,7 +52,7 @@ class DPO(PairwiseModule):
             (arXiv 2409.06411); 1 is DPO.
         weighting: ``wpo`` weighs pairs by how likely the policy is to sample them
             (arXiv 2406.11827, eq. 2).
-        wpo_max: largest weight, None for none as published; TRL's is 1.
+        wpo_max: largest weight, None for none, as published and in TRL 1.16.
         **shared: see ``PairwiseModule``.
 
     Raises:

@@ -26,6 +26,9 @@ class Watch(L.Callback):
     def setup(self, trainer, pl_module, stage):
         trainer.datamodule.listeners.append(self)
 
+    def on_pass_start(self, index, number):
+        pass
+
     def on_progress(self, stage, done, total):
         pass
 

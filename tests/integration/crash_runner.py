@@ -6,19 +6,52 @@ A fork server has imported everything and run nothing, so a job costs a second a
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import time
 
 PRELOAD = ["lit_pref.app.run", "lit_pref.app.resume", "lit_pref.app.train", __name__]
 
 
-def start(function, *arguments):
-    """Run in a child; returns its exit code, negative for a signal."""
+def begin(function, *arguments):
+    """Run in a child; returns the process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=function, args=arguments)
     process.start()
-    process.join(300)
+    return process
+
+
+def ended(process, seconds=120):
+    """The exit code of a child, negative for a signal."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError("the job did not end")
     return process.exitcode
+
+
+def start(function, *arguments):
+    """Run in a child; returns its exit code, negative for a signal."""
+    return ended(begin(function, *arguments))
+
+
+def start_two(function, *arguments, crash=(None, None)):
+    """Run in two children, as torchrun would start them; returns their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    two = [begin(_as_rank, r, port, function, arguments, crash[r]) for r in range(2)]
+    return [ended(process) for process in two]
+
+
+def _as_rank(rank, port, function, arguments, crash):
+    os.environ.update(
+        TORCHELASTIC_RUN_ID="test", RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0",
+        WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    function(*arguments, crash=crash)
 
 
 def train(overrides, folder, crash=None):
@@ -62,12 +95,27 @@ def _inject(crash):
     point, passes, signum = crash
     left = [passes]
 
-    def hit(*arguments, **keywords):
+    def hit():
         left[0] -= 1
-        if left[0] == 0:
+        if left[0] == 0 and isinstance(signum, int):
             os.kill(os.getpid(), signum)
+        elif left[0] == 0:  # a path: the signal comes from outside
+            signum.touch()
+            while signum.exists():
+                time.sleep(0.01)
 
     POINTS[point](hit)
+
+
+def send(process, here, *signums):
+    """Signals to a child that has touched ``here`` and waits; then it goes on."""
+    while not here.exists():
+        assert process.exitcode is None, "it ended before"
+        time.sleep(0.01)
+    for signum in signums:
+        os.kill(process.pid, signum)
+        time.sleep(0.2)
+    here.unlink()
 
 
 def _before(owner, name, hit, when=lambda *arguments: True):
@@ -123,7 +171,32 @@ def _writing(hit):
     checkpoints.os = Half()
 
 
-def _closing(hit):
+def _linking(hit):
+    """Between the writing of the last checkpoint and making it the best one."""
+    from lit_pref.callbacks import checkpoints
+
+    _before(checkpoints, "_link", hit, lambda source, target, *rest: target.stem == "best")
+
+
+def _building(hit):
+    from lit_pref.app import run
+
+    _before(run, "build", hit)
+
+
+def _exporting(hit):
+    from lit_pref.objectives.base import ObjectiveModule
+
+    _before(ObjectiveModule, "export", hit)
+
+
+def _summing_up(hit):
+    from lit_pref.app.record import Summary
+
+    _before(Summary, "write", hit)
+
+
+def _reporting(hit):
     from lit_pref.app import run
 
     _before(run, "write_report", hit)
@@ -135,6 +208,10 @@ POINTS = {
     "annotating": _annotating,
     "training": _training,
     "writing": _writing,
-    "closing": _closing,
+    "linking": _linking,
+    "building": _building,
+    "exporting": _exporting,
+    "summing up": _summing_up,
+    "reporting": _reporting,
 }
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import zipfile
 
 import crash_runner as crash
 import pytest
@@ -20,6 +21,7 @@ RUNS = {
     "dpo_offline": ["objective=dpo", *OFFLINE],
     "reinforce_offline": ["objective=reinforce", "objective.baseline=running_mean",
                           "objective.importance=token", *OFFLINE],
+    "one_batch": ["objective=dpo", "data=onpolicy", *SIZES, "data.batch_size=4"],
     "ppo": ["objective=ppo", "objective.kl_coef=0.1", "objective.kl_target=1.0", *SIZES],
 }  # fmt: skip
 STEPS = 12
@@ -48,6 +50,13 @@ def assert_same(folder, reference):
         ours.pop(timed), theirs.pop(timed)
     assert ours == theirs
     assert not list(folder.rglob("*.part"))
+    mine, yours = (load(f / "checkpoints" / "best.ckpt") for f in (folder, reference))
+    assert mine["global_step"] == yours["global_step"]
+    assert all(torch.equal(v, yours["state_dict"][k]) for k, v in mine["state_dict"].items())
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
 
 
 def killed_and_resumed(kind, folder, point, passes):
@@ -61,7 +70,10 @@ def killed_and_resumed(kind, folder, point, passes):
         ("dpo", "generating", 6),
         ("dpo", "training", 7),
         ("dpo", "writing", 3),
-        ("dpo", "closing", 1),
+        ("dpo", "linking", 2),
+        ("dpo", "exporting", 1),
+        ("dpo", "summing up", 1),
+        ("dpo", "reporting", 1),
         ("reinforce", "scoring", 7),
         ("reinforce", "annotating", 5),
         ("reinforce", "training", 11),
@@ -101,18 +113,67 @@ def test_killed_twice(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("signum", "code", "point"),
-    [("TERM", 143, "generating"), ("INT", 130, "training"), ("TERM", 143, "annotating")],
+    ("kind", "signum", "code", "point", "passes"),
+    [
+        ("dpo", "TERM", 143, "generating", 1),
+        ("dpo", "TERM", 143, "generating", 5),
+        ("dpo", "INT", 130, "training", 5),
+        ("dpo", "TERM", 143, "annotating", 5),
+        ("dpo_offline", "TERM", 143, "annotating", 2),
+        ("one_batch", "TERM", 143, "generating", 1),
+        ("one_batch", "INT", 130, "training", 2),
+    ],
 )
-def test_signals_save_and_say_how_it_ended(whole, tmp_path, signum, code, point):
-    reference, folder = whole("dpo"), tmp_path / "run"
-    assert crash.start(crash.train, RUNS["dpo"], folder, (point, 5, getattr(crash, signum))) == code
+def test_signals_save_and_say_how_it_ended(whole, tmp_path, kind, signum, code, point, passes):
+    reference, folder = whole(kind), tmp_path / "run"
+    at = (point, passes, getattr(crash, signum))
+    assert crash.start(crash.train, RUNS[kind], folder, at) == code
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert 0 < summary["steps"] < STEPS
     assert (folder / "report.html").exists()
     assert crash.start(crash.resume, folder) == 0
     assert_same(folder, reference)
+
+
+@pytest.mark.parametrize(
+    ("signums", "code", "steps"),
+    [(("TERM",), 143, 5), (("INT", "INT"), 130, 4), (("TERM", "TERM"), 143, 4)],
+)
+def test_signals_from_outside_while_generating(whole, tmp_path, signums, code, steps):
+    """One lets the round be made and a step be taken; two stop at once."""
+    reference, folder, here = whole("dpo"), tmp_path / "run", tmp_path / "here"
+    process = crash.begin(crash.train, RUNS["dpo"], folder, ("generating", 6, here))
+    crash.send(process, here, *(getattr(crash, s) for s in signums))
+    assert crash.ended(process) == code
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("interrupted", steps)
+    assert crash.start(crash.resume, folder) == 0
+    assert_same(folder, reference)
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "point"),
+    [("TERM", 143, "building"), ("TERM", 143, "exporting"), ("INT", 130, "reporting")],
+)
+def test_signals_before_and_after_training(whole, tmp_path, signum, code, point):
+    reference, folder = whole("dpo"), tmp_path / "run"
+    at = (point, 1, getattr(crash, signum))
+    assert crash.start(crash.train, RUNS["dpo"], folder, at) == code
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert "Traceback" not in folder.with_suffix(".log").read_text()
+    assert crash.start(crash.resume, folder) == 0
+    assert_same(folder, reference)
+
+
+def test_a_resumed_run_stopped_before_training_keeps_its_numbers(whole, tmp_path):
+    reference, folder = whole("dpo"), tmp_path / "run"
+    shutil.copytree(reference, folder)
+    assert crash.start(crash.resume, folder, (), ("building", 1, crash.TERM)) == 143
+    summary = json.loads((folder / "summary.json").read_text())
+    finished = json.loads((reference / "summary.json").read_text())
+    for name in ("steps", "samples", "reward_start", "reward_final", "kl_final"):
+        assert summary[name] == finished[name]
 
 
 def test_a_finished_run_redoes_its_closing_work(whole, tmp_path):
@@ -131,7 +192,22 @@ def test_without_a_checkpoint_it_starts_in_place(whole, tmp_path):
     assert_same(folder, reference)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_new_run_in_an_old_folder_starts_anew(whole, tmp_path):
+    """It was killed before its first checkpoint: those that lie there are of another run."""
+    reference, folder = whole("dpo"), tmp_path / "run"
+    shutil.copytree(whole("reinforce"), folder)
+    killed_and_resumed("dpo", folder, "generating", 2)
+    assert_same(folder, reference)
+
+
+def one_bit(data, path):
+    """Flip a bit of a weight: nothing that says where things are."""
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda m: m.file_size)
+    data[member.header_offset + member.file_size // 2] ^= 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "one bit", "empty"])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(whole, tmp_path, damage):
     reference, folder = whole("dpo"), tmp_path / "run"
     assert crash.start(crash.train, RUNS["dpo"], folder, ("training", 9, crash.KILL)) == -9
@@ -140,7 +216,11 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_used(whole, tmp_path, d
     if damage == "flipped":
         for i in range(len(data) // 4, 3 * len(data) // 4):
             data[i] ^= 0xFF
-    last.write_bytes({"cut": data[: len(data) // 2], "flipped": data, "empty": b""}[damage])
+    if damage == "one bit":
+        one_bit(data, last)
+    last.write_bytes({"cut": data[: len(data) // 2], "empty": b""}.get(damage, data))
+    # killed once more, in writing the next: the good one must still be there
+    assert crash.start(crash.resume, folder, (), ("writing", 1, crash.KILL)) == -9
     assert crash.start(crash.resume, folder) == 0
     assert "cannot be read" in folder.with_suffix(".log").read_text()
     assert_same(folder, reference)
@@ -151,7 +231,9 @@ def test_all_checkpoints_damaged_is_refused(whole, tmp_path):
     shutil.copytree(whole("dpo"), folder)
     for name in ("last.ckpt", "previous.ckpt"):
         (folder / "checkpoints" / name).write_bytes(b"no")
+    before = (folder / "summary.json").read_bytes()
     assert crash.start(crash.resume, folder) == 2
+    assert (folder / "summary.json").read_bytes() == before
 
 
 def test_a_longer_run_is_a_run_of_that_length(whole, tmp_path):
@@ -161,6 +243,20 @@ def test_a_longer_run_is_a_run_of_that_length(whole, tmp_path):
     assert crash.start(crash.train, longer, tmp_path / "longer") == 0
     assert crash.start(crash.resume, folder, ("data.rounds=5",)) == 0
     assert_same(folder, tmp_path / "longer")
+
+
+def test_more_steps_after_a_stop_within_a_pass(whole, tmp_path):
+    """The short run has a last row and a validation of its own; samples and weights agree."""
+    reference, folder = whole("dpo"), tmp_path / "run"
+    assert crash.start(crash.train, [*RUNS["dpo"], "trainer.max_steps=5"], folder) == 0
+    short = json.loads((folder / "summary.json").read_text())
+    assert crash.start(crash.resume, folder) == 0  # nothing left to do
+    again = json.loads((folder / "summary.json").read_text())
+    assert again.pop("wall_seconds") > short.pop("wall_seconds")
+    assert again == short and short["steps"] == 5
+    assert crash.start(crash.resume, folder, ("trainer.max_steps=-1",)) == 0
+    for name in ("samples.jsonl", "export/model.safetensors"):
+        assert (folder / name).read_bytes() == (reference / name).read_bytes()
 
 
 @pytest.mark.parametrize("argument", ["objective=ipo", "optimizer.lr=1", "data.batch_size=4"])
@@ -178,15 +274,24 @@ def test_overrides_that_agree_are_taken(whole, tmp_path):
 
 
 def test_checkpoints_hold_tensors_and_primitives_and_no_frozen_model(whole):
-    saved = torch.load(whole("dpo") / "checkpoints" / "last.ckpt", weights_only=True)
+    path = whole("dpo") / "checkpoints" / "last.ckpt"
+    saved = load(path)
     weights = sum(v.numel() for v in saved["state_dict"].values())
     assert weights == 94_992  # the policy alone
+    # weights, two moments of Adam, and less than the reference would take for all the rest
+    assert path.stat().st_size < 4 * 4 * weights
     assert saved["lit_pref"]["identity"]["objective"] == "DPO"
 
 
-def test_time_adds_up(whole, tmp_path):
+@pytest.mark.parametrize(("signum", "code"), [("TERM", 143), ("KILL", -9)])
+def test_time_adds_up(whole, tmp_path, signum, code):
     folder = tmp_path / "run"
-    assert crash.start(crash.train, RUNS["dpo"], folder, ("training", 5, crash.TERM)) == 143
-    first = json.loads((folder / "summary.json").read_text())["wall_seconds"]
+    at = ("training", 9, getattr(crash, signum))
+    assert crash.start(crash.train, RUNS["dpo"], folder, at) == code
+    saved = load(folder / "checkpoints" / "last.ckpt")["callbacks"]
+    (before,) = (v["seconds"] for k, v in saved.items() if k.startswith("Checkpoints"))
+    assert crash.start(crash.resume, folder, (), ("training", 1, crash.TERM)) == 143
+    between = json.loads((folder / "summary.json").read_text())["wall_seconds"]
     assert crash.start(crash.resume, folder) == 0
-    assert json.loads((folder / "summary.json").read_text())["wall_seconds"] > first
+    after = json.loads((folder / "summary.json").read_text())["wall_seconds"]
+    assert 0 < before < between < after
