@@ -44,7 +44,9 @@ class Window:
         """Add a sum and the number of items it is over, both scalars."""
         item = torch.stack([total.detach(), torch.as_tensor(count).to(total)])
         # One running sum, not a list to be added later: a resumed window adds in the same order.
-        self._totals[name] = self._totals[name] + item if name in self._totals else item
+        if name in self._totals:  # from a checkpoint it comes on the host
+            item = self._totals[name].to(item.device) + item
+        self._totals[name] = item
 
     def names(self) -> list[str]:
         """Names in the open window, sorted."""

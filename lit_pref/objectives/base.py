@@ -242,9 +242,7 @@ class ObjectiveModule(L.LightningModule):
         """Send the window's means to the loggers: one transfer from the device for all of them."""
         names = self.window.names()
         if self.trainer.world_size > 1:
-            everyone: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(everyone, names)
-            names = sorted(set().union(*everyone))
+            names = sorted(set().union(*_from_all(names)))
         values = self.window.flush(self.sum_over_processes, names)
         values["skipped_steps"] = float(self.skipped_steps)
         progress = self.trainer.datamodule.progress()
@@ -326,7 +324,7 @@ class ObjectiveModule(L.LightningModule):
         checkpoint["lit_pref"] = {
             "identity": self.identity(),
             "objective_state": self.objective_state(),
-            "window": self.window.state(),
+            "windows": _from_all({n: v.cpu() for n, v in self.window.state().items()}),
             "skipped": [self.skipped_steps, self._skipped_in_a_row],
         }
 
@@ -343,5 +341,15 @@ class ObjectiveModule(L.LightningModule):
                     f"this run has {mine!r}; resume with the configuration of the run that wrote it"
                 )
         self.load_objective_state(saved["objective_state"])
-        self.window.load(saved["window"])
+        windows = saved["windows"]
+        self.window.load(windows[self.global_rank] if self.global_rank < len(windows) else {})
         self.skipped_steps, self._skipped_in_a_row = saved["skipped"]
+
+
+def _from_all(item: Any) -> list[Any]:
+    """What each process has, by rank; in one process, what it has."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [item]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, item)
+    return everyone
