@@ -72,12 +72,17 @@ def group_zscore(
 
 
 def whiten(values: Tensor, *, shift: bool = True, eps: float = 1e-8) -> Tensor:
-    """Values over their standard deviation (population) + eps, minus their mean if ``shift``."""
+    """Values over their standard deviation (population) + eps, minus their mean if ``shift``.
+
+    Values that do not differ have no scale: without ``shift`` they stay as they are.
+    """
     if not len(values):
         return values
-    mean = values.mean()
-    scaled = (values - mean) / ((values - mean).square().mean().sqrt() + eps)
-    return scaled if shift else scaled + mean
+    centred = values - values.mean()
+    std = centred.square().mean().sqrt()
+    if shift:
+        return centred / (std + eps)
+    return values / (std + eps) if std > eps else values
 
 
 def generalised_advantages(

@@ -46,9 +46,9 @@ class EngineForward:
         model = self.models[which]
         parts: dict[str, list[Tensor]] = {name: [] for name in _FIELDS}
         order: list[int] = []
-        was_training = isinstance(model, nn.Module) and model.training
-        if was_training:
-            model.eval()
+        training = [module for module in _modules(model) if module.training]
+        for module in training:
+            module.eval()
         with self.context(), contextlib.ExitStack() as stack:
             for module in _modules(model):  # processes have different numbers of micro-batches
                 stack.enter_context(gathered(module))
@@ -59,8 +59,8 @@ class EngineForward:
                     value = getattr(out, name)
                     if value is not None:
                         parts[name].append(value.float().cpu())
-        if was_training:
-            model.train()
+        for module in training:
+            module.train()
         if not order:
             return TokenStats(logps=torch.zeros(0))
         found = {n: _reorder(torch.cat(p), order, tokens, n) for n, p in parts.items() if p}

@@ -124,14 +124,12 @@ class PPO(PolicyGradientModule):
     # ------------------------------------------------------------------ once per round
 
     def annotate(self, round: Round, forward: Forward) -> View:
+        if self.critic is None:
+            return super().annotate(round, forward)
         tokens = round.tokens()
         notes = View()
         if self.kl_coef > 0:
             notes.token["ref_logps"] = forward("reference", tokens).logps
-        if self.critic is None:
-            if not round.strict or (self.kl_coef > 0 and self.kl_in == "reward"):
-                notes.token["old_logps"] = forward("policy", tokens).logps
-            return notes
         out = forward("policy_and_critic", tokens)
         values = out.values
         notes.token["old_logps"] = out.logps
@@ -147,10 +145,9 @@ class PPO(PolicyGradientModule):
         if self.critic is None:
             return super().view(round, seed=seed)
         tokens, rewards = round.tokens(), self.rewards(round)
-        group = round.group_index()
         per_token = torch.zeros(sum(tokens.lengths), dtype=torch.float64)
         if self.kl_coef > 0 and self.kl_in == "reward":
-            per_token -= float(self.kl_weight) * self.log_ratio(round)
+            per_token -= self.penalty_weight() * self.log_ratio(round)
         ends = torch.tensor(tokens.lengths).cumsum(0) - 1
         per_token[ends] += rewards
         values = round.notes.token["values"].double()
@@ -161,11 +158,13 @@ class PPO(PolicyGradientModule):
         round.counts["value/explained_variance"] = _explained(values, returns)
         if self.whiten_advantages == "round":
             advantage = whiten(advantage)
-        weight = torch.tensor([round.groups[g].weight for g in group])
         return View(
-            response={"weight": weight, "reward": rewards.float()},
+            response=self.response_columns(round),
             token={"advantage": advantage.float(), "return": returns.float()},
         )
+
+    def penalty_weight(self) -> float:
+        return float(self.kl_weight)
 
     def advantages(self, rewards: Tensor, group: Tensor, count: int) -> Tensor:
         return group_zscore(rewards, group, count)
@@ -213,7 +212,7 @@ class PPO(PolicyGradientModule):
         losses = clipped_value_loss(
             values, old.to(values), returns.to(values), clip=self.value_clip
         )
-        owner = batch.tokens.owner()
+        owner, count = batch.tokens.owner(), batch.counts["response/counted_tokens"]
         weight = batch.view.response["weight"].to(values)
         lengths = torch.tensor(batch.tokens.lengths, device=values.device)
         shares = token_weights(owner, lengths, weight, denominator="tokens", constant=None)
@@ -222,7 +221,7 @@ class PPO(PolicyGradientModule):
         if self.value_clip is not None:
             moved = ((values - old.to(values)).abs() > self.value_clip).to(values)
             self.window.add("value/clip_ratio", moved, shares)
-        return loss + self.value_coef * (losses * shares).sum() / batch.counts["tokens"]
+        return loss + self.value_coef * (losses * shares).sum() / count
 
     # ------------------------------------------------------------------ set-up
 

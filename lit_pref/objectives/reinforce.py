@@ -98,8 +98,8 @@ class REINFORCE(PolicyGradientModule):
         return rewards
 
     def observe(self, round: Round) -> None:
-        """Absorb the round's rewards into the running mean."""
-        rewards = self.rewards(round)
+        """Absorb the round's rewards, with the penalty that they carry, into the running mean."""
+        rewards = self.penalised_rewards(round)
         self.reward_sum += rewards.sum()
         self.reward_count += len(rewards)
 

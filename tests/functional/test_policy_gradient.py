@@ -47,7 +47,8 @@ def test_baselines_by_hand():
 
 def test_whitening_by_hand():
     assert whiten(tensor(1, 3)).tolist() == pytest.approx([-1, 1])
-    assert whiten(tensor(1, 3), shift=False).tolist() == pytest.approx([1, 3])
+    assert whiten(tensor(2, 6), shift=False).tolist() == pytest.approx([1, 3])
+    assert whiten(tensor(2, 2), shift=False).tolist() == [2, 2]
     assert whiten(tensor(2, 2)).tolist() == [0, 0]
     assert len(whiten(tensor())) == 0
 

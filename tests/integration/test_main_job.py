@@ -114,7 +114,7 @@ def test_export_loads_and_is_the_policy(job):
 
 def test_text_with_the_tiny_model(job):
     done = job("task=text", "model=tiny", "reward=length", "data.rounds=2", "seed=1",
-               "sampler.max_new_tokens=16", "data.reuse=2")  # fmt: skip
+               "sampler.max_new_tokens=16", "data.reuse=2", "data.batch_size=4")  # fmt: skip
     assert done.outcome.exit_code == 0, done.outcome.reason
     assert done.summary["steps"] == 2 * 2 * 4
     assert len(done.lines("samples.jsonl")) == 32
@@ -188,7 +188,7 @@ def test_schedule_and_optimizer_come_from_the_configuration(job):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_and_gradient_checkpointing(job, precision):
     done = job("task=text", "model=tiny", "data.rounds=1", "callbacks=minimal", "reward=callable",
-               "reward.function=tests_integration_support.distinct_reward", "sampler.max_new_tokens=6", f"trainer.precision={precision}",
+               "reward.function=tests_integration_support.distinct_reward", "sampler.max_new_tokens=6", "data.batch_size=4", f"trainer.precision={precision}",
                "model.gradient_checkpointing=true")  # fmt: skip
     assert done.outcome.exit_code == 0, done.outcome.reason
     norms = [float(r["grad_norm"]) for r in done.metrics if r.get("grad_norm")]

@@ -142,6 +142,11 @@ def test_advantages_by_hand():
         [x / math.sqrt(2.75) for x in (-2.5, -0.5, 1.5, 1.5)], rel=1e-6
     )
 
+    # no mean is subtracted: 1 and 3 over their deviation of 1, 10 and 30 over theirs of 10
+    alone = GRPO(TinyPolicy(), scale="batch", baseline="none")
+    assert alone.advantages(rewards[:2] * 10, group[:2], 1).tolist() == pytest.approx([1, 3])
+    assert alone.advantages(rewards[2:], group[:2], 1).tolist() == [5, 5]
+
 
 def test_a_group_of_equal_rewards_has_no_advantage_whatever_the_baseline():
     rewards, group = torch.full((3,), 0.7, dtype=torch.float64), torch.zeros(3, dtype=torch.long)

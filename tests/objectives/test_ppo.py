@@ -5,10 +5,10 @@ import torch
 from lit_pref.objectives import PPO
 from lit_pref.policies.heads import ScalarHead
 from lit_pref.policies.reference import FrozenReference
-from lit_pref.testing.batches import make_batch, whole_loss
+from lit_pref.testing.batches import make_batch, make_round, whole_loss
 from lit_pref.testing.objective_tester import ObjectiveTester
 from lit_pref.testing.tiny import TinyPolicy
-from lit_pref.types import Refusal
+from lit_pref.types import Refusal, Round
 
 
 def spread(seed=3):
@@ -87,6 +87,46 @@ def test_the_kl_coefficient_adapts_and_is_kept():
     twin = PPO(TinyPolicy(), reference=FrozenReference(), **options)
     twin.load_objective_state(module.objective_state())
     assert float(twin.kl_weight) == float(module.kl_weight)
+
+
+@pytest.mark.parametrize("options", [{}, {"kl_in": "reward_to_go"}])
+def test_without_a_critic_the_adapted_coefficient_weighs_the_next_round(options):
+    tester = TestPPOWithoutCritic()
+    options = {"kl_coef": 0.2, "kl_in": "reward", "kl_target": 1e-3, "kl_horizon": 32.0, **options}
+    adapted = tester.module(**options)
+    tester.round(adapted, tester.groups())
+    fixed = tester.module(**{**options, "kl_coef": float(adapted.kl_weight), "kl_target": None})
+    fixed.policy.load_state_dict(adapted.policy.state_dict())
+    assert float(adapted.kl_weight) != 0.2
+    views = [make_round(m, tester.groups(seed=4), index=1).view for m in (adapted, fixed)]
+    for kind in ("response", "token"):
+        columns, others = (getattr(v, kind) for v in views)
+        assert columns.keys() == others.keys()
+        for name in columns:
+            torch.testing.assert_close(columns[name], others[name])
+
+
+@pytest.mark.parametrize("kl_in", ["reward", "reward_to_go", "loss"])
+def test_without_a_critic_strictly_on_policy_rounds_have_their_notes(kl_in):
+    tester = TestPPOWithoutCritic()
+    module = tester.module(kl_in=kl_in)
+    round = Round(index=0, groups=tester.groups(), strict=True)
+    round.keep = module.select(round, seed=0)
+    round.notes = module.annotate(round, module.forward_pass(None))
+    view = module.view(round, seed=0)
+    assert torch.isfinite(view.response["advantage"]).all()
+    assert ("old_logps" in round.notes.token) == (kl_in != "loss")
+
+
+def test_notes_are_made_without_dropout():
+    tester = TestPPO()
+    module = tester.module()
+    module.policy.train()
+    modes = []
+    module.policy.register_forward_hook(lambda policy, *_: modes.append(policy.training))
+    tester.round(module, tester.groups())
+    assert module.policy.training
+    assert modes[-1] is False
 
 
 def test_the_critic_has_its_own_parameter_group_and_rate():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lit_pref.objectives import REINFORCE
-from lit_pref.testing.batches import make_batch, response_sums, whole_loss
+from lit_pref.testing.batches import gradients, make_batch, response_sums, whole_loss
 from lit_pref.testing.objective_tester import ObjectiveTester
 from lit_pref.testing.tiny import TinyPolicy
 from lit_pref.types import Refusal
@@ -104,6 +104,35 @@ def test_the_running_mean_includes_the_present_round():
     twin = REINFORCE(TinyPolicy(), baseline="running_mean")
     twin.load_objective_state(module.objective_state())
     assert twin.advantages(tensor(5, 11), GROUP, 1).tolist() == [0, 6]
+
+
+def test_the_running_mean_is_of_penalised_rewards_in_every_round():
+    tester = TestREINFORCEOnARunningMean()
+    module = tester.module(kl_coef=0.2)
+    first = tester.round(module, tester.groups())
+    second = tester.round(module, tester.groups(seed=4))
+
+    def penalised(round):
+        notes = round.notes.token
+        kl = response_sums((notes["old_logps"] - notes["ref_logps"]).double(), round.tokens())
+        return np.array([r.reward for r in round.kept()]) - 0.2 * np.array(kl)
+
+    seen = np.concatenate([penalised(first), penalised(second)])
+    found = second.view.response["advantage"].double().numpy()
+    assert found == pytest.approx(penalised(second) - seen.mean(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("denominator", ["responses", "tokens", "response_mean"])
+def test_a_group_of_weight_two_counts_like_two(denominator):
+    tester = TestREINFORCEWithImportance()
+    options = {"baseline": "none", "denominator": denominator}
+    found = []
+    for groups in (tester.groups(), [*tester.groups()[:1], *tester.groups()]):
+        if len(groups) == tester.group_count:
+            groups[0].weight = 2.0
+        module = tester.module(**options)
+        found.append(gradients(module, make_batch(tester.round(module, groups))))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
 
 
 def test_importance_weights_stored_samples():

@@ -143,26 +143,37 @@ class PolicyGradientModule(ObjectiveModule):
         notes = round.notes.token
         return (notes["old_logps"] - notes["ref_logps"]).double()
 
-    def view(self, round: Round, *, seed: int) -> View:
+    def penalty_weight(self) -> float:
+        """Weight of the KL penalty that the round's rewards or advantages carry."""
+        return self.kl_coef
+
+    def penalised_rewards(self, round: Round) -> Tensor:
+        """[B] rewards, less the penalty of ``kl_in=reward``, float64."""
         rewards = self.rewards(round)
+        if self.kl_coef > 0 and self.kl_in == "reward":
+            kl = self.response_sums(self.log_ratio(round), round.tokens())
+            rewards = rewards - self.penalty_weight() * kl
+        return rewards
+
+    def response_columns(self, round: Round) -> dict[str, Tensor]:
+        """[B] what every loss of the family reads of a response."""
+        weight = torch.tensor([round.groups[g].weight for g in round.group_index()])
+        lengths = torch.tensor([float(len(r.ids)) for r in round.kept()])
+        return {
+            "weight": weight,
+            "reward": self.rewards(round).float(),
+            "counted_tokens": weight * lengths,
+        }
+
+    def view(self, round: Round, *, seed: int) -> View:
         tokens = round.tokens()
         group = torch.tensor(round.group_index(), dtype=torch.long)
-        weight = torch.tensor([round.groups[g].weight for g in group.tolist()])
-        penalised = rewards
-        if self.kl_coef > 0 and self.kl_in == "reward":
-            kl = self.response_sums(self.log_ratio(round), tokens)
-            penalised = rewards - self.kl_coef * kl
-        advantages = self.advantages(penalised, group, len(round.groups))
-        view = View(
-            response={
-                "advantage": advantages.float(),
-                "weight": weight,
-                "reward": rewards.float(),
-            }
-        )
+        advantages = self.advantages(self.penalised_rewards(round), group, len(round.groups))
+        columns = self.response_columns(round)
+        view = View(response={"advantage": advantages.float(), **columns})
         if self.kl_coef > 0 and self.kl_in == "reward_to_go":
             to_go = suffix_sum(self.log_ratio(round), tokens.lengths)
-            per_token = advantages[tokens.owner()] - self.kl_coef * to_go
+            per_token = advantages[tokens.owner()] - self.penalty_weight() * to_go
             view.token["advantage"] = self.scale_tokens(per_token).float()
         return view
 
@@ -198,8 +209,8 @@ class PolicyGradientModule(ObjectiveModule):
         shares = token_weights(
             owner, lengths, weight, denominator=self.denominator, constant=self.max_tokens
         )
-        count = "tokens" if self.denominator == "tokens" else "response/weight"
-        return (losses * shares).sum() / batch.counts[count]
+        count = "counted_tokens" if self.denominator == "tokens" else "weight"
+        return (losses * shares).sum() / batch.counts[f"response/{count}"]
 
     def _track(self, stats: TokenStats, batch: Batch, advantage: Tensor, weight: Tensor) -> None:
         self.window.add("advantages/mean", advantage, weight)
