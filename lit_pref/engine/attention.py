@@ -55,6 +55,7 @@ def shared_prompt_attention(
         out = _attend(query, key, value, mask, scaling, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
     window = sliding_window or 0
+    lit_pref_layout.windows.add(window)
     out = _packed(query, key, value, lit_pref_layout, window, scaling, softcap, s_aux)
     return out.transpose(1, 2).contiguous(), None
 

@@ -5,7 +5,8 @@ Shapes: ``R`` rows (prompts x copies), ``V`` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,7 @@ def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
         [R] token ids.
     """
     cdf = log_probs.double().exp().cumsum(-1)
+    # A float64 below 1 times the total is below the total, so an excluded last token is safe.
     target = uniforms.to(cdf.device)[:, None] * cdf[:, -1:]
     return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=log_probs.shape[-1] - 1)
 
@@ -86,7 +88,6 @@ def decode(
     end_ids: Collection[int] = (),
     temperature: float = 1.0,
     top_p: float = 1.0,
-    on_finished: Callable[[int, DecodedRow], None] | None = None,
 ) -> list[DecodedRow]:
     """Sample ``copies`` responses to each prompt.
 
@@ -102,10 +103,12 @@ def decode(
         end_ids: end-of-sequence and stop tokens; the token itself is part of the response.
         temperature: see ``truncated_log_probs``.
         top_p: see ``truncated_log_probs``.
-        on_finished: called with (row, response) as soon as a row ends.
 
     Returns:
         One ``DecodedRow`` per prompt and copy, prompt-major.
+
+    Raises:
+        RuntimeError: the model's logits are not numbers.
     """
     plain = temperature == 1 and top_p >= 1
     logits, state = policy.prefill(prompts, copies)
@@ -137,7 +140,7 @@ def decode(
         if len(rows) == 0 or t + 1 == max_new_tokens:
             break
         logits, state = policy.step(tokens, state)
-    return _collect(drawn, total, lengths, finished, on_finished)
+    return _collect(drawn, total, lengths, finished)
 
 
 def _collect(
@@ -145,17 +148,19 @@ def _collect(
     total: int,
     lengths: Tensor,
     finished: Tensor,
-    on_finished: Callable[[int, DecodedRow], None] | None,
 ) -> list[DecodedRow]:
     """Turn the steps into rows; one transfer to the host for all of them."""
     out = [DecodedRow([], [], [], bool(f)) for f in finished.tolist()]
     index, ids, behaviour, raw = (torch.cat(parts).tolist() for parts in zip(*drawn, strict=True))
+    if not all(math.isfinite(p) for p in behaviour):
+        raise RuntimeError(
+            "sampling met logits that are not finite numbers: the policy's weights have diverged "
+            "or its precision is too low; lower optimizer.lr, or use float32 weights"
+        )
     for row, token, b, p in zip(index, ids, behaviour, raw, strict=True):
         out[row].ids.append(token)
         out[row].behaviour_logps.append(b)
         out[row].policy_logps.append(p)
-    for row, (decoded, length) in enumerate(zip(out, lengths.tolist(), strict=True)):
+    for decoded, length in zip(out, lengths.tolist(), strict=True):
         assert len(decoded.ids) == length
-        if on_finished is not None:
-            on_finished(row, decoded)
     return out

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_pref.engine.head import chunked_logps, logit_stats
+from lit_pref.engine.head import head_stats, logit_stats
 from lit_pref.engine.layout import PackedLayout, PaddedLayout, pack, pad, prefer_packed
-from lit_pref.types import FlatTokens, TokenStats
+from lit_pref.types import FlatTokens, Refusal, TokenStats
 
 __all__ = ["STATS", "Path", "hf_token_stats", "micro_batches", "packed_inputs"]
 
@@ -37,11 +37,14 @@ def hf_token_stats(
         path: ``"packed"`` shares prompts and has no padding; ``"padded"`` works for any model.
         stats: names out of ``STATS``.
         plain_head: whether logits are exactly ``get_output_embeddings()(hidden)``; if not, the
-            model computes its own logits.
+            model computes its own logits, all at once.
         pad_id: id used for padding; never seen by a real token.
 
     Returns:
         Log-probs and statistics of the response tokens, flat, in the order of ``tokens``.
+
+    Raises:
+        Refusal: hidden states are asked of a model that does not show them.
     """
     wanted = set(stats)
     unknown = wanted - set(STATS)
@@ -51,16 +54,27 @@ def hf_token_stats(
     final = "final_hidden" in wanted
     layout: PackedLayout | PaddedLayout
     layout = pack(tokens, final=final) if packed else pad(tokens, pad_id=pad_id, final=final)
-    if plain_head or wanted & {"hidden", "final_hidden"}:
+    if plain_head:
         flat = _hidden(model, layout)
         hidden = flat[layout.rows]
-        out = _from_hidden(model, hidden, tokens.response_ids, wanted, plain_head)
-        if "hidden" in wanted:
-            out.hidden = hidden
-        if final:
-            out.final_hidden = flat[layout.final]
-        return out
-    return _with_stats(_logits(model, layout), tokens.response_ids, wanted)
+        out = _from_hidden(model, hidden, tokens.response_ids, wanted)
+    else:
+        seen: list[Tensor] = []
+        out = _with_stats(_logits(model, layout, seen), tokens.response_ids, wanted)
+        if not wanted & {"hidden", "final_hidden"}:
+            return out
+        if seen[0] is None:
+            raise Refusal(
+                "expected a model that shows its last hidden states, for objectives with a value "
+                f"or reward head, got {type(model).__name__}; use a model of another architecture"
+            )
+        flat = _flat(seen[0])
+        hidden = flat[layout.rows]
+    if "hidden" in wanted:
+        out.hidden = hidden
+    if final:
+        out.final_hidden = flat[layout.final]
+    return out
 
 
 def _inputs(layout: PackedLayout | PaddedLayout) -> dict[str, object]:
@@ -84,32 +98,39 @@ def packed_inputs(layout: PackedLayout) -> dict[str, object]:
 
 def _hidden(model: Any, layout: PackedLayout | PaddedLayout) -> Tensor:
     """[positions, H] last hidden states."""
-    out = model.base_model(**_inputs(layout)).last_hidden_state
-    return out.reshape(-1, out.shape[-1])
+    return _flat(model.base_model(**_inputs(layout)).last_hidden_state)
 
 
-def _logits(model: torch.nn.Module, layout: PackedLayout | PaddedLayout) -> Tensor:
-    """[T, V] logits by the model's own head."""
-    if isinstance(layout, PackedLayout):
-        return model(**_inputs(layout), logits_to_keep=layout.rows).logits[0]
-    logits = model(**_inputs(layout)).logits
-    return logits.reshape(-1, logits.shape[-1])[layout.rows]
+def _flat(hidden: Tensor) -> Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _from_hidden(
-    model: Any, hidden: Tensor, targets: Tensor, wanted: set[str], plain_head: bool
-) -> TokenStats:
-    if not plain_head:
-        raise ValueError(
-            "this model transforms its logits after the output layer (scaling or soft-capping), "
-            "so hidden states and log-probs cannot come from one forward; use a model with a "
-            "plain output head for objectives with a value or reward head"
-        )
+def _logits(model: Any, layout: PackedLayout | PaddedLayout, seen: list[Tensor]) -> Tensor:
+    """[T, V] logits by the model's own head; the last hidden states are left in ``seen``."""
+    watch = model.base_model.register_forward_hook(
+        lambda module, inputs, output: seen.append(getattr(output, "last_hidden_state", None))
+    )
+    try:
+        if isinstance(layout, PackedLayout):
+            return model(**_inputs(layout), logits_to_keep=layout.rows).logits[0]
+        logits = model(**_inputs(layout)).logits
+        return _flat(logits)[layout.rows]
+    finally:
+        watch.remove()
+
+
+def _from_hidden(model: Any, hidden: Tensor, targets: Tensor, wanted: set[str]) -> TokenStats:
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
-    if wanted & {"entropy", "sum_squares"}:
-        return _with_stats(head(hidden), targets, wanted)
-    return TokenStats(logps=chunked_logps(hidden, head.weight, bias, targets))
+    logps, entropy, squares = head_stats(
+        hidden,
+        head.weight,
+        bias,
+        targets,
+        entropy="entropy" in wanted,
+        sum_squares="sum_squares" in wanted,
+    )
+    return TokenStats(logps=logps, entropy=entropy, sum_squares=squares)
 
 
 def _with_stats(logits: Tensor, targets: Tensor, wanted: set[str]) -> TokenStats:

@@ -31,6 +31,7 @@ class PackedLayout:
         masks: dense masks by (prompt length, response length), made once for all layers.
         calls: how often the attention function read this layout; 0 after a forward means that the
             model ignored it.
+        windows: the sliding windows that its layers asked for.
     """
 
     input_ids: Tensor
@@ -40,6 +41,7 @@ class PackedLayout:
     final: Tensor | None = None
     masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
     calls: int = 0
+    windows: set[int] = field(default_factory=set)
 
     def mask(self, prompt: int, response: int, window: int, device: torch.device) -> Tensor:
         """[response, prompt + response]: a response sees its prompt and its own past.

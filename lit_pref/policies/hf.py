@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lit_pref.engine.forward import Path, hf_token_stats
 from lit_pref.policies.pretrained import no_progress_bars
+from lit_pref.policies.probe import head_is_plain, packed_misfit
 from lit_pref.policies.sharding import full_state, is_sharded
-from lit_pref.types import FlatTokens, TokenStats
+from lit_pref.types import FlatTokens, Refusal, TokenStats
 
 if TYPE_CHECKING:
     from lit_pref.policies.models import ModelSpec
@@ -80,7 +81,7 @@ class HFPolicy(nn.Module):
         if self.initialise is not None:
             self.initialise(model)
         self.model = model
-        self.plain_head = _head_is_plain(model)
+        self.plain_head = head_is_plain(model)
         if self.path != "padded":
             self.path = self._verified_path()
         if self.gradient_checkpointing:
@@ -89,23 +90,11 @@ class HFPolicy(nn.Module):
 
     def _verified_path(self) -> Path:
         """``self.path`` if the packed forward equals the padded one on a small batch."""
-        from lit_pref.engine import attention
-
-        attention.register()
-        wanted = self.path
-        try:
-            self.model.set_attn_implementation(attention.NAME)
-            gap = _packed_gap(self.model, self.plain_head, self.spec)
-        except Exception as error:  # any architecture may refuse in its own way
-            gap, reason = float("inf"), f"{type(error).__name__}: {error}"
-        else:
-            reason = f"log-probs differ by {gap:.2g}"
-        precision = next(self.model.parameters()).dtype
-        if gap <= (1e-3 if precision in (torch.float32, torch.float64) else 0.5):
-            return wanted
-        _restore_attention(self.model)
-        if wanted == "packed":
-            raise ValueError(
+        reason = packed_misfit(self.model, self.spec, plain_head=self.plain_head)
+        if reason is None:
+            return self.path
+        if self.path == "packed":
+            raise Refusal(
                 f"model.path=packed was asked for, but {self.spec.name} does not support packed "
                 f"rows ({reason}); use path=padded"
             )
@@ -260,64 +249,3 @@ def _recompute_activations(model: Any) -> None:
         enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _restore_attention(model: Any) -> None:
-    """Back to an attention of transformers' own."""
-    try:
-        model.set_attn_implementation("sdpa")
-    except ValueError:  # the architecture has no such kernel
-        model.set_attn_implementation("eager")
-
-
-def _probe(spec: ModelSpec, device: torch.device) -> FlatTokens:
-    """Two prompts with two responses each, of different lengths, within any context."""
-    room = min(spec.context_length, 12)
-    lengths = [max(room // 4, 1), max(room // 4, 1) + 1]
-    answers = [2, 3, 1, min(4, room - lengths[1])]
-    ids = torch.arange(sum(lengths) + sum(answers), device=device) * 7 % spec.vocab_size
-    return FlatTokens(
-        prompt_ids=ids[: sum(lengths)],
-        prompt_lengths=lengths,
-        response_ids=ids[sum(lengths) :],
-        lengths=answers,
-        prompt_of=[0, 0, 1, 1],
-    )
-
-
-@torch.no_grad()
-def _packed_gap(model: nn.Module, plain_head: bool, spec: ModelSpec) -> float:
-    """Largest difference of log-probs between the packed and the padded forward."""
-    from lit_pref.engine import forward, layout
-
-    tokens = _probe(spec, next(model.parameters()).device)
-    packed = layout.pack(tokens)
-    model.base_model(**forward.packed_inputs(packed))
-    if packed.calls == 0:
-        raise ValueError("the model did not call the packed attention")
-    both = [
-        hf_token_stats(model, tokens, path=p, plain_head=plain_head, pad_id=spec.pad_id).logps
-        for p in ("packed", "padded")
-    ]
-    return float((both[0] - both[1]).abs().max())
-
-
-@torch.no_grad()
-def _head_is_plain(model: nn.Module) -> bool:
-    """Whether logits are exactly the output layer on the last hidden state."""
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        return False
-    # not token 0: its embedding may be the zero of padding
-    ids = torch.tensor([[1, head.out_features - 1]], device=head.weight.device)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    if hidden.shape[-1] != head.in_features:
-        return False
-    # Small logits pass through a soft cap almost unchanged, so look at large ones.
-    scale = 1e3 / head(hidden).abs().max().clamp(min=1e-6)
-    enlarge = head.register_forward_hook(lambda module, inputs, output: output * scale)
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits
-        return torch.allclose(head(hidden), logits, atol=1.0, rtol=1e-2)
-    finally:
-        enlarge.remove()

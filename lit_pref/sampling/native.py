@@ -38,7 +38,7 @@ class NativeSampler:
     ) -> None:
         if max_new_tokens < 1:
             raise Refusal(f"sampler.max_new_tokens must be at least 1, got {max_new_tokens}")
-        if temperature < 0:
+        if not 0 <= temperature < float("inf"):
             raise Refusal(f"sampler.temperature must be 0 (greedy) or larger, got {temperature}")
         if not 0 < top_p <= 1:
             raise Refusal(f"sampler.top_p must be in (0, 1], got {top_p}; 1 keeps all tokens")
@@ -94,33 +94,45 @@ class NativeSampler:
         Returns:
             One group per prompt, in order.
         """
-        chunk = max(self.max_rows // responses, 1)
         # Prompts of similar length go together: less padding in the prefill. Draws depend on
         # coordinates alone, so the plan changes nothing else.
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
+        chunk = max(self.max_rows // responses, 1)
         by_place: dict[int, Group] = {}
         with gathered(policy):  # once, however many steps each process decodes
             for start in range(0, len(order), chunk):
                 part = order[start : start + chunk]
-                keys = [
-                    (*key, prompts[i].id, occurrences[i], k) for i in part for k in range(responses)
-                ]
-                rows = decode(
-                    policy,
-                    [prompts[i].ids for i in part],
-                    copies=responses,
-                    uniforms=uniforms(keys, self.max_new_tokens),
-                    max_new_tokens=self.max_new_tokens,
-                    end_ids={*end_ids, *self.stop_ids},
-                    temperature=self.temperature,
-                    top_p=self.top_p,
-                )
-                for n, i in enumerate(part):
-                    mine = rows[n * responses : (n + 1) * responses]
+                rows: list[list[DecodedRow]] = [[] for _ in part]
+                for first in range(0, responses, self.max_rows):  # one prompt may have more
+                    copies = range(first, min(first + self.max_rows, responses))
+                    keys = [(*key, prompts[i].id, occurrences[i], k) for i in part for k in copies]
+                    decoded = self._decode(policy, [prompts[i].ids for i in part], keys, end_ids)
+                    for n, mine in enumerate(rows):
+                        mine += decoded[n * len(copies) : (n + 1) * len(copies)]
+                for i, mine in zip(part, rows, strict=True):
                     by_place[i] = self._group(prompts[i], mine, end_ids, text)
                     if on_group is not None:
                         on_group(i, by_place[i])
         return [by_place[i] for i in range(len(prompts))]
+
+    def _decode(
+        self,
+        policy: Policy,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[tuple[int | str, ...]],
+        end_ids: Collection[int],
+    ) -> list[DecodedRow]:
+        """One row per key, prompt-major."""
+        return decode(
+            policy,
+            prompts,
+            copies=len(keys) // len(prompts),
+            uniforms=uniforms(keys, self.max_new_tokens),
+            max_new_tokens=self.max_new_tokens,
+            end_ids={*end_ids, *self.stop_ids},
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
 
     def _group(
         self,

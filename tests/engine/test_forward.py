@@ -1,16 +1,21 @@
 """Packed, padded and chunked forwards agree, in log-probs and gradients, over architectures."""
 
+import itertools
+import warnings
+import weakref
+from functools import partial
+
 import pytest
 import torch
 import transformers as tf
 
-from lit_pref.engine import head as head_module
-from lit_pref.engine.forward import hf_token_stats, micro_batches
-from lit_pref.engine.head import chunked_logps, logit_stats
+from lit_pref.engine import forward as forward_module
+from lit_pref.engine.forward import STATS, hf_token_stats, micro_batches
+from lit_pref.engine.head import head_stats, logit_stats
 from lit_pref.engine.layout import pack, pad, prefer_packed
 from lit_pref.policies.hf import HFPolicy
 from lit_pref.policies.spec import ModelSpec
-from lit_pref.types import FlatTokens
+from lit_pref.types import FlatTokens, Refusal
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61,
          "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip
@@ -24,26 +29,57 @@ CONFIGS = {
     "mistral_window": lambda: tf.MistralConfig(**GQA, sliding_window=5),
     "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=64),
     "gpt_neox": lambda: tf.GPTNeoXConfig(**SMALL),
-    "gemma2": lambda: tf.Gemma2Config(**GQA, head_dim=8, sliding_window=6),
+    "gemma2": lambda: tf.Gemma2Config(
+        **GQA, head_dim=8, sliding_window=6, attn_logit_softcapping=0.5, final_logit_softcapping=2.0
+    ),
+    "qwen2_window": lambda: tf.Qwen2Config(
+        **GQA, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "gemma3": lambda: tf.Gemma3TextConfig(
+        **GQA, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "phi3": lambda: tf.Phi3Config(**GQA, sliding_window=6, pad_token_id=0),
+    "cohere": lambda: tf.CohereConfig(**GQA),
+    "opt": lambda: tf.OPTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=61, ffn_dim=48,
+        max_position_embeddings=64, word_embed_proj_dim=32,
+    ),
     "olmo2": lambda: tf.Olmo2Config(**GQA),
+    "cohere2": lambda: tf.Cohere2Config(**GQA, sliding_window=6),
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **GQA, head_dim=8, sliding_window=6, num_local_experts=4, num_experts_per_tok=2
+    ),
     "bloom": lambda: tf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=61),
-}
-PADDED_ONLY = {"bloom"}
-OWN_HEAD = {"gemma2"}  # soft-caps its logits
+    "falcon": lambda: tf.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=61
+    ),
+    "llama4": lambda: tf.Llama4TextConfig(
+        **GQA, head_dim=8, attention_chunk_size=6, intermediate_size_mlp=48, num_local_experts=2,
+        pad_token_id=0,
+    ),
+}  # fmt: skip
+PADDED_ONLY = {"bloom", "falcon", "llama4"}
+OWN_HEAD = {"gemma2", "cohere", "cohere2", "llama4"}  # soft-capped, scaled, without a base model
 
 
-def policy(name, **options):
-    def load():
-        torch.manual_seed(0)
-        model = tf.AutoModelForCausalLM.from_config(CONFIGS[name]())
-        with torch.no_grad():  # far from uniform, so that a wrong token shows
-            for p in model.parameters():
-                p.mul_(3.0)
-        return model.float()
+def make(name, *, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(CONFIGS[name](), **options)
+    with torch.no_grad():  # far from uniform, so that a wrong token shows
+        for p in model.parameters():
+            p.mul_(3.0)
+    return model.to(dtype)
 
+
+def plain(name, **options):
+    """The same weights with transformers' own attention, spelled out: what is to be met."""
+    return make(name, attn_implementation="eager", **options).eval()
+
+
+def policy(name, *, dtype=torch.float32, **options):
     spec = ModelSpec(
         name=name, tokenizer=None, eos_ids=(), pad_id=0, context_length=64, vocab_size=61,
-        load=load, fingerprint=name,
+        load=lambda: make(name, dtype=dtype), fingerprint=name,
     )  # fmt: skip
     return HFPolicy(spec, **options).load()
 
@@ -84,8 +120,9 @@ def test_every_path_is_the_plain_forward(name):
     assert made.plain_head == (name not in OWN_HEAD)
     flat = tokens()
     weights = torch.linspace(-1, 1, len(flat.response_ids))
-    expected = by_hand(made.model, flat)
-    wanted = gradient(made, (expected * weights).sum())
+    model = plain(name)
+    expected = by_hand(model, flat)
+    wanted = gradient(model, (expected * weights).sum())
     for path in ["padded"] if name in PADDED_ONLY else ["padded", "packed"]:
         found = hf_token_stats(made.model, flat, path=path, plain_head=made.plain_head).logps
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -93,15 +130,19 @@ def test_every_path_is_the_plain_forward(name):
         assert (grad - wanted).norm() / wanted.norm() < 1e-5, path
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral_window"])
-def test_micro_batches_chunks_and_checkpointing_together(name, monkeypatch):
-    plain = policy(name)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_micro_batches_chunks_and_checkpointing_together(name, recompute, chunked, monkeypatch):
+    model = plain(name)
     flat = tokens()
     weights = torch.linspace(-1, 1, len(flat.response_ids))
-    wanted = gradient(plain, (by_hand(plain.model, flat) * weights).sum())
-    monkeypatch.setattr(head_module, "BUDGET_BYTES", 61 * 4 * 2)
-    monkeypatch.setattr(chunked_logps, "__kwdefaults__", {"budget_bytes": 61 * 4 * 2})
-    made = policy(name, path="packed", gradient_checkpointing=True)
+    wanted = gradient(model, (by_hand(model, flat) * weights).sum())
+    if chunked:  # logits of two tokens are kept, of more are made one token at a time
+        small = partial(head_stats, budget_bytes=61 * 4 * 2)
+        monkeypatch.setattr(forward_module, "head_stats", small)
+    path = "padded" if name in PADDED_ONLY else "packed"
+    made = policy(name, path=path, gradient_checkpointing=recompute)
     made.train()
     parts = weights.split(flat.lengths)
     made.zero_grad(set_to_none=True)
@@ -112,45 +153,145 @@ def test_micro_batches_chunks_and_checkpointing_together(name, monkeypatch):
     assert (found - wanted).norm() / wanted.norm() < 1e-5
 
 
-def test_chunked_head_equals_the_whole_one():
-    torch.manual_seed(0)
-    hidden = torch.randn(13, 8, requires_grad=True)
-    weight, bias = torch.randn(31, 8, requires_grad=True), torch.randn(31, requires_grad=True)
-    targets = torch.randint(0, 31, (13,))
-    results = []
-    for budget in (10**9, 31 * 4 * 3):
-        out = chunked_logps(hidden, weight, bias, targets, budget_bytes=budget)
-        results.append((out, *torch.autograd.grad(out.sin().sum(), (hidden, weight, bias))))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+def test_checkpointing_runs_each_layer_again_and_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # a deprecated name of transformers
+        made = policy("llama", path="packed", gradient_checkpointing=True).train()
+    runs = []
+    made.model.model.layers[0].self_attn.register_forward_hook(lambda *_: runs.append(1))
+    out = made(tokens()).logps
+    assert len(runs) == 1
+    out.sum().backward()
+    assert len(runs) == 2
 
 
-def test_statistics_are_what_they_say():
-    made = policy("llama")
-    flat = tokens()
-    names = ("entropy", "sum_squares", "hidden", "final_hidden")
-    for path in ("padded", "packed"):
-        out = hf_token_stats(made.model, flat, path=path, stats=names)
-        at = start = 0
-        prompts = flat.prompt_ids.split(flat.prompt_lengths)
-        for i, (ids, p) in enumerate(
-            zip(flat.response_ids.split(flat.lengths), flat.prompt_of, strict=True)
-        ):
-            row = torch.cat([prompts[p], ids])[None]
-            hidden = made.model.base_model(input_ids=row).last_hidden_state[0]
-            first = len(prompts[p]) - 1
-            before = hidden[first : first + len(ids)]
-            probs = made.model.lm_head(before).softmax(-1)
-            part = slice(at, at + len(ids))
-            torch.testing.assert_close(out.hidden[part], before, atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(out.final_hidden[i], hidden[-1], atol=1e-5, rtol=1e-4)
-            entropy = -(probs * probs.log()).sum(-1)
-            torch.testing.assert_close(out.entropy[part], entropy, atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(
-                out.sum_squares[part], probs.square().sum(-1), atol=1e-5, rtol=1e-4
-            )
-            at += len(ids)
-        assert start == 0
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral_window", "gemma2", "gpt_oss"])
+def test_a_packed_response_sees_nothing_of_other_responses_and_prompts(name):
+    made = policy(name)
+    one, other = tokens(seed=0), tokens(seed=1)
+    found = hf_token_stats(made.model, one, path="packed", plain_head=made.plain_head).logps
+    for i, p in enumerate(one.prompt_of):  # keep response i and its prompt, change all else
+        mixed = tokens(seed=1)
+        start = sum(one.lengths[:i])
+        kept = slice(start, start + one.lengths[i])
+        mixed.response_ids[kept] = one.response_ids[kept]
+        begin = sum(one.prompt_lengths[:p])
+        prompt = slice(begin, begin + one.prompt_lengths[p])
+        mixed.prompt_ids[prompt] = one.prompt_ids[prompt]
+        again = hf_token_stats(made.model, mixed, path="packed", plain_head=made.plain_head).logps
+        torch.testing.assert_close(again[kept], found[kept], atol=1e-6, rtol=1e-6)
+        assert (again - found).abs().max() > 0.01
+    assert not torch.equal(one.prompt_ids, other.prompt_ids)
+
+
+BUDGETS = {"plain": 10**9, "kept": 13 * 31 * 4, "again": 31 * 4 * 9}
+
+
+def test_the_head_is_the_same_within_any_memory_budget():
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"hidden": (13, 8), "weight": (31, 8), "bias": (31,)}
+    given = [
+        torch.randn(s, generator=draw, dtype=torch.float64, requires_grad=True)
+        for s in shapes.values()
+    ]
+    targets = torch.randint(0, 31, (13,), generator=draw)
+    for flags in itertools.product([False, True], repeat=2):
+        wanted = {"entropy": flags[0], "sum_squares": flags[1]}
+        results = {}
+        for name, budget in BUDGETS.items():
+            out = head_stats(*given, targets, budget_bytes=budget, **wanted)
+            assert [x is not None for x in out] == [True, *flags]
+            kinds = type(out[0].grad_fn).__name__
+            assert ("ChunkedHead" in kinds) == (name != "plain")
+            loss = sum((x.sin() * (i + 1)).sum() for i, x in enumerate(out) if x is not None)
+            found = (*(x for x in out if x is not None), *torch.autograd.grad(loss, given))
+            results[name] = found
+        for name in ("kept", "again"):
+            for a, b in zip(results["plain"], results[name], strict=True):
+                torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
+def test_the_head_gives_no_gradient_to_what_is_frozen(frozen):
+    given = {"hidden": torch.randn(5, 4), "weight": torch.randn(7, 4), "bias": torch.randn(7)}
+    for name, tensor in given.items():
+        tensor.requires_grad_(name != frozen)
+    out = head_stats(*given.values(), torch.arange(5), entropy=True, budget_bytes=7 * 4 * 4)
+    out[1].sum().backward()  # the entropies alone
+    assert [name for name, t in given.items() if t.grad is None] == [frozen]
+
+
+def test_without_gradient_no_logits_are_kept():
+    """Not even within the budget: two chunks of logits would be alive at once."""
+    alive = []
+    right = forward_module.head_stats.__globals__["logit_stats"]
+
+    def watched(logits, *rest, **named):
+        alive.append(weakref.ref(logits))
+        return right(logits, *rest, **named)
+
+    hidden, weight = torch.randn(12, 4), torch.randn(7, 4, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr("lit_pref.engine.head.logit_stats", watched)
+        head_stats(hidden, weight, None, torch.zeros(12).long(), budget_bytes=12 * 7 * 4)
+        assert len(alive) == 4
+        assert all(ref() is None for ref in alive[:-1])
+
+
+def stats_by_hand(model, tokens):
+    """Entropy, sum of squares and hidden states of plain forwards, one response at a time."""
+    entropy, squares, hidden, final = [], [], [], []
+    prompts = tokens.prompt_ids.split(tokens.prompt_lengths)
+    for ids, p in zip(tokens.response_ids.split(tokens.lengths), tokens.prompt_of, strict=True):
+        row = torch.cat([prompts[p], ids])[None]
+        at = slice(len(prompts[p]) - 1, len(prompts[p]) - 1 + len(ids))
+        probs = model(input_ids=row, use_cache=False).logits[0, at].softmax(-1)
+        entropy.append(-(probs * probs.log()).sum(-1))
+        squares.append((probs * probs).sum(-1))
+        states = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0]
+        hidden.append(states[at])
+        final.append(states[-1])
+    return {
+        "entropy": torch.cat(entropy),
+        "sum_squares": torch.cat(squares),
+        "hidden": torch.cat(hidden),
+        "final_hidden": torch.stack(final),
+    }
+
+
+@pytest.mark.parametrize("path", ["padded", "packed"])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral_window", "gemma2", "cohere2"])
+def test_statistics_and_their_gradients_are_what_they_say(name, chunked, path, monkeypatch):
+    if chunked:
+        small = partial(head_stats, budget_bytes=61 * 4 * 2)
+        monkeypatch.setattr(forward_module, "head_stats", small)
+    made = policy(name)
+    flat = tokens(((3, (4, 0, 6)), (5, (2,)), (1, (3, 7))))
+    model = plain(name)
+    expected = stats_by_hand(model, flat)
+    out = hf_token_stats(made.model, flat, path=path, stats=STATS, plain_head=made.plain_head)
+    draw = torch.Generator().manual_seed(3)
+    losses = [by_hand(model, flat).sum(), out.logps.sum()]
+    for key, value in expected.items():
+        found = getattr(out, key)
+        torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-4)
+        weights = torch.randn(value.shape, generator=draw)
+        losses[0] = losses[0] + (value * weights).sum()
+        losses[1] = losses[1] + (found * weights).sum()
+    wanted, found = gradient(model, losses[0]), gradient(made, losses[1])
+    assert (found - wanted).norm() / wanted.norm() < 1e-5
+
+
+def test_only_what_is_asked_for_is_computed():
+    out = hf_token_stats(policy("gemma2").model, tokens(), plain_head=False, stats=("entropy",))
+    assert out.hidden is None and out.final_hidden is None and out.sum_squares is None
+
+
+def test_hidden_states_of_a_model_that_hides_them_are_refused():
+    made = policy("llama4")
+    with pytest.raises(Refusal, match="last hidden states"):
+        made(tokens(), stats=("final_hidden",))
 
 
 def test_unknown_statistics_are_an_error():
@@ -168,21 +309,80 @@ def test_logit_stats_by_hand():
 
 
 @pytest.mark.parametrize("path", ["padded", "packed"])
-def test_empty_responses_and_one_token_prompts(path):
-    made = policy("llama")
-    flat = tokens(((1, (0, 3)), (2, (0,)), (4, (1, 1))))
-    found = hf_token_stats(made.model, flat, path=path).logps
-    kept = flat.select([1, 3, 4])
-    torch.testing.assert_close(found, by_hand(made.model, kept), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral_window", "gemma2"])
+def test_empty_responses_and_one_token_prompts(name, path):
+    made = policy(name)
+    flat = tokens(((1, (0, 3)), (2, (0,)), (4, (1, 1)), (1, (1,))))
+    kept = flat.select([1, 3, 4, 5])
+    model = plain(name)
+    expected = by_hand(model, kept)
+    wanted = gradient(model, expected.sum())
+    out = hf_token_stats(made.model, flat, path=path, plain_head=made.plain_head)
+    torch.testing.assert_close(out.logps, expected, atol=1e-5, rtol=1e-5)
+    found = gradient(made, out.logps.sum())
+    assert (found - wanted).norm() / wanted.norm() < 1e-5
 
 
-def test_half_precision_weights_score_in_float32():
+@pytest.mark.parametrize("path", ["padded", "packed"])
+def test_nothing_but_empty_responses(path):
     made = policy("llama")
-    exact = made(tokens()).logps
-    made.model.to(torch.bfloat16)
-    found = made(tokens()).logps
-    assert found.dtype == torch.float32
-    assert (found - exact).abs().max() < 1.0
+    flat = tokens(((2, (0, 0)), (3, (0,))))
+    out = hf_token_stats(made.model, flat, path=path, stats=("final_hidden",))
+    assert out.logps.shape == (0,)
+    expected = stats_by_hand(plain("llama"), flat)["final_hidden"]
+    torch.testing.assert_close(out.final_hidden, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mistral_window"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_score_in_float32(name, dtype):
+    made = policy(name, dtype=dtype)
+    assert next(made.parameters()).dtype == dtype and made.path == "auto"
+    for path in ("padded", "packed"):
+        stats = hf_token_stats(
+            made.model, tokens(), path=path, plain_head=made.plain_head, stats=("entropy",)
+        )
+        assert stats.logps.dtype == stats.entropy.dtype == torch.float32
+        # the logits are the model's own, in half precision; what follows is not
+        expected = by_hand(plain(name, dtype=dtype), tokens())
+        assert (stats.logps - expected).abs().max() < 40 * torch.finfo(dtype).eps
+        grad = gradient(made, stats.logps.sum())
+        assert grad.dtype == dtype and torch.isfinite(grad).all()
+
+
+def test_the_softmax_of_half_precision_logits_is_exact():
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).bfloat16() * 8
+    targets = torch.arange(5)
+    exact = logits.double().log_softmax(-1)
+    logps, entropy, _ = logit_stats(logits, targets, entropy=True)
+    wanted = exact.gather(-1, targets[:, None])[:, 0]
+    torch.testing.assert_close(logps.double(), wanted, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(
+        entropy.double(), -(exact.exp() * exact).sum(-1), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_in_half_precision_and_under_autocast(dtype, autocast):
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=draw).to(dtype) for n in (40, 50))
+    hidden.requires_grad_(), weight.requires_grad_()
+    targets = torch.randint(0, 50, (40,), generator=draw)
+    results = []
+    for budget in (10**9, 40 * 50 * 4, 50 * 4 * 4):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out, entropy, _ = head_stats(
+                hidden, weight, None, targets, entropy=True, budget_bytes=budget
+            )
+        assert out.dtype == entropy.dtype == torch.float32
+        loss = out.sin().sum() + entropy.sum()
+        results.append((out, entropy, *torch.autograd.grad(loss, (hidden, weight))))
+    half = autocast or dtype == torch.bfloat16
+    for whole, *others in zip(*results, strict=True):
+        for parts in others:
+            assert whole.dtype == parts.dtype
+            assert (whole - parts).norm() / whole.norm() < (0.01 if half else 1e-6)
 
 
 def test_layouts_by_hand():
@@ -201,6 +401,15 @@ def test_layouts_by_hand():
     padded = pad(flat)
     assert padded.input_ids.tolist() == [[1, 2, 3, 4], [1, 2, 0, 0], [7, 8, 0, 0]]
     assert padded.rows.tolist() == [1, 2, 3, 5, 8, 9]
+
+
+def test_masks_by_hand():
+    layout = pack(FlatTokens(torch.tensor([1, 2]), [2], torch.tensor([3, 4, 5]), [3], [0]))
+    seen = layout.mask(2, 2, 0, torch.device("cpu"))
+    assert seen.tolist() == [[True, True, True, False], [True, True, True, True]]
+    near = layout.mask(2, 2, 2, torch.device("cpu"))  # itself and one before
+    assert near.tolist() == [[False, True, True, False], [False, False, True, True]]
+    assert layout.mask(0, 2, 1, torch.device("cpu")).tolist() == [[True, False], [False, True]]
 
 
 def test_many_short_equal_responses_are_padded_and_long_ones_packed():

@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
+import transformers as tf
 
 from lit_pref.engine.decode import decode, sample_tokens, truncated_log_probs
 from lit_pref.functional.rng import uniforms
 from lit_pref.policies import HFPolicy, gpt_nano, tiny
+from lit_pref.policies.spec import ModelSpec
 from lit_pref.sampling import NativeSampler
 from lit_pref.types import FlatTokens, Prompt, Refusal
 
@@ -28,6 +30,24 @@ class TablePolicy:
 
     def keep_rows(self, state, rows):
         return state[rows]
+
+
+class WatchedPolicy:
+    """Passes everything on and writes down how many rows each call had."""
+
+    def __init__(self, inner):
+        self.inner, self.rows, self.prefills = inner, [], []
+
+    def prefill(self, prompts, copies):
+        self.prefills.append(len(prompts) * copies)
+        return self.inner.prefill(prompts, copies)
+
+    def step(self, token_ids, state):
+        self.rows.append(len(token_ids))
+        return self.inner.step(token_ids, state)
+
+    def keep_rows(self, state, rows):
+        return self.inner.keep_rows(state, rows)
 
 
 TABLE = torch.randn(5, 5, generator=torch.Generator().manual_seed(1)) * 1.5
@@ -108,6 +128,121 @@ def test_inverse_of_the_distribution_by_hand():
         assert sample_tokens(log_probs, torch.tensor([u], dtype=torch.float64)).tolist() == [token]
 
 
+def test_an_excluded_last_token_is_never_drawn():
+    """The largest uniform below 1, with totals that are not exactly 1."""
+    largest = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0))
+    for scale in (0.5, 1 - 2**-24, 1.0, 1 + 2**-23, 1.9):
+        log_probs = (torch.tensor([[0.5, 0.5, 0.0]]) * scale).log()
+        assert sample_tokens(log_probs, largest[None]).tolist() == [1]
+
+
+def test_an_excluded_first_token_is_never_drawn():
+    log_probs = torch.tensor([[0.0, 0.5, 0.5]]).log()
+    assert sample_tokens(log_probs, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+
+
+def test_top_p_at_ties_keeps_the_lowest_ids_and_the_rest_is_renormalised():
+    logits = torch.tensor([[0.1, 0.3, 0.3, 0.3]]).log()
+    found = truncated_log_probs(logits, top_p=0.5).exp()[0]
+    assert found.tolist() == pytest.approx([0, 0.5, 0.5, 0])
+    # temperature 0.5 squares: 1 : 9 : 9 : 9, of which one alone holds 9/28 = 0.32
+    sharp = truncated_log_probs(logits, temperature=0.5, top_p=0.3).exp()[0]
+    assert sharp.tolist() == pytest.approx([0, 1, 0, 0])
+
+
+def test_every_single_token_frequency_is_within_its_bound():
+    """Hoeffding: P(|frequency - p| > e) <= 2 exp(-2 n e^2), 1e-9 in all for the 5 tokens."""
+    count = 30_000
+    keys = [(0, "sample", 0, k) for k in range(count)]
+    rows = decode(
+        TablePolicy(TABLE), [[3]], copies=count, max_new_tokens=1, uniforms=uniforms(keys, 1)
+    )
+    seen = torch.bincount(torch.tensor([r.ids[0] for r in rows]), minlength=5) / count
+    bound = math.sqrt(math.log(2 * 5 / 1e-9) / (2 * count))
+    assert bound < 0.02
+    assert (seen - TABLE[3].softmax(-1)).abs().max() < bound
+
+
+def test_rows_that_have_ended_leave_the_batch():
+    watched = WatchedPolicy(TablePolicy(TABLE))
+    rows = decode(
+        watched, [[0], [2]], copies=30, end_ids={4}, max_new_tokens=8,
+        uniforms=uniforms([(0, k) for k in range(60)], 8),
+    )  # fmt: skip
+    longer = [sum(len(r.ids) > t for r in rows) for t in range(1, 8)]
+    assert watched.rows == [n for n in longer if n]
+    assert watched.rows[-1] < watched.rows[0] < 60
+
+
+def test_logits_that_are_not_numbers_stop_the_sampling():
+    broken = TABLE.clone()
+    broken[1, 3] = math.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        decode(
+            TablePolicy(broken), [[1]], copies=2, max_new_tokens=1,
+            uniforms=uniforms([(0,), (1,)], 1),
+        )  # fmt: skip
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61,
+         "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip
+GQA = {**SMALL, "num_key_value_heads": 2}
+CONFIGS = {
+    "mistral_window": lambda: tf.MistralConfig(**GQA, sliding_window=5),
+    "gemma2": lambda: tf.Gemma2Config(
+        **GQA, head_dim=8, sliding_window=6, attn_logit_softcapping=0.5
+    ),
+    "gpt_oss": lambda: tf.GptOssConfig(
+        **GQA, head_dim=8, sliding_window=6, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "qwen3": lambda: tf.Qwen3Config(**GQA, head_dim=8),
+    "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=64),
+    "gpt_neox": lambda: tf.GPTNeoXConfig(**SMALL),
+    "bloom": lambda: tf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=61),
+    "falcon": lambda: tf.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=61
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cached_decoding_is_the_plain_forward_on_other_architectures(name):
+    """Prompts of several lengths, rows that leave, responses longer than the window."""
+
+    def load(**options):
+        torch.manual_seed(0)
+        model = tf.AutoModelForCausalLM.from_config(CONFIGS[name](), **options)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(3.0)
+        return model.float()
+
+    spec = ModelSpec(
+        name=name, tokenizer=None, eos_ids=(), pad_id=0, context_length=64, vocab_size=61,
+        load=load, fingerprint=name,
+    )  # fmt: skip
+    policy = HFPolicy(spec).load().eval()
+    plain = load(attn_implementation="eager").eval()
+    draw = torch.Generator().manual_seed(0)
+    batch = [
+        Prompt(id=i, text="", ids=torch.randint(1, 61, (n,), generator=draw).tolist())
+        for i, n in enumerate((9, 1, 4))
+    ]
+    groups = sample(policy, batch, end=(7, 8, 9, 10, 11))
+    lengths = [len(r.ids) for g in groups for r in g.responses]
+    assert min(lengths) < 12 and max(lengths) > 6
+    for group in groups:
+        for response in group.responses:
+            row = torch.tensor([group.prompt.ids + response.ids])
+            with torch.no_grad():
+                logps = plain(input_ids=row, use_cache=False).logits[0].log_softmax(-1)
+            start = len(group.prompt.ids) - 1
+            expected = [float(logps[start + t, i]) for t, i in enumerate(response.ids)]
+            assert response.policy_logps == pytest.approx(expected, abs=1e-4)
+            assert response.behaviour_logps == pytest.approx(expected, abs=1e-4)
+    assert answers(sample(policy, batch, end=(7, 8, 9, 10, 11), max_rows=1)) == answers(groups)
+
+
 def prompts(count=10, *, spread=6, seed=0):
     draw = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, spread, (count,), generator=draw).tolist()
@@ -145,11 +280,51 @@ def test_samples_do_not_depend_on_batch_size_order_or_company(model):
         assert answers(sample(model, few)) == {p.id: whole[p.id] for p in few}
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 10])
+def test_never_more_rows_at_once_than_asked_for(rows):
+    watched = WatchedPolicy(TablePolicy(TABLE))
+    batch = [Prompt(id=i, text="", ids=[i]) for i in range(4)]
+    arguments = {"key": (0,), "occurrences": [0] * 4, "responses": 5, "end_ids": {4}}
+    sampler = NativeSampler(max_new_tokens=6, max_rows=rows)
+    groups = sampler.sample(watched, batch, **arguments)
+    assert max(watched.prefills) <= rows
+    whole = NativeSampler(max_new_tokens=6).sample(watched, batch, **arguments)
+    assert groups == whole
+    assert all(len(g.responses) == 5 for g in groups)
+
+
+def test_temperature_zero_takes_the_likeliest_token_each_time(model):
+    for group in sample(model, prompts(4), temperature=0):
+        assert len({tuple(r.ids) for r in group.responses}) == 1
+        response = group.responses[0]
+        row = torch.tensor([group.prompt.ids + response.ids])
+        with torch.no_grad():
+            logits = model.model(input_ids=row).logits[0, len(group.prompt.ids) - 1 : -1]
+        assert logits.argmax(-1).tolist() == response.ids
+        assert response.behaviour_logps == [0.0] * len(response.ids)
+        expected = logits.log_softmax(-1).max(-1).values.tolist()
+        assert response.policy_logps == pytest.approx(expected, abs=1e-4)
+
+
+def test_no_prompts_give_no_groups(model):
+    assert sample(model, []) == []
+
+
+def test_text_leaves_ending_tokens_out(model):
+    end = set(range(0, 250, 5))
+    for group in sample(model, prompts(4), end=end):
+        for r in group.responses:
+            assert r.text == " ".join(str(i) for i in r.ids if i not in end)
+
+
 def test_draws_depend_on_every_coordinate(model):
     batch = prompts(1) * 2
     one, two = sample(model, batch, seen=[0, 1])
     assert [r.ids for r in one.responses] != [r.ids for r in two.responses]
     assert len({tuple(r.ids) for r in one.responses}) == 3
+    twin = Prompt(id=77, text="", ids=batch[0].ids)
+    (other,) = sample(model, [twin])
+    assert [r.ids for r in other.responses] != [r.ids for r in one.responses]
     base = answers(sample(model, batch[:1]))
     for key in ((1, "sample", 0), (0, "sample", 1), (0, "validation", 0)):
         assert answers(sample(model, batch[:1], key=key)) != base
@@ -213,7 +388,11 @@ def test_groups_arrive_while_others_are_sampled(model):
     [
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 4, "temperature": -1}, "temperature"),
+        ({"max_new_tokens": 4, "temperature": math.nan}, "temperature"),
+        ({"max_new_tokens": 4, "temperature": math.inf}, "temperature"),
         ({"max_new_tokens": 4, "top_p": 0}, "top_p"),
+        ({"max_new_tokens": 4, "top_p": 1.1}, "top_p"),
+        ({"max_new_tokens": 4, "top_p": math.nan}, "top_p"),
         ({"max_new_tokens": 4, "max_rows": 0}, "max_rows"),
     ],
 )
