@@ -17,7 +17,7 @@ from lit_pref.app.launch import LaunchedProcess, process_count, run_processes
 from lit_pref.app.outcome import Outcome
 from lit_pref.app.processes import is_main, started_by
 from lit_pref.app.record import Summary, correct_summary, write_config
-from lit_pref.callbacks import Checkpoints, WholeFileIO, newest_checkpoint
+from lit_pref.callbacks import Checkpoints, Evaluation, WholeFileIO, newest_checkpoint
 from lit_pref.callbacks.signals import Interrupted, StopSignals, ignore_signals, terminable
 from lit_pref.policies.sharding import is_sharded
 from lit_pref.report import write_report
@@ -121,5 +121,9 @@ def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> 
         summary.write("finished")
         write_report(folder)
         summary.show()
-    value = trainer.callback_metrics.get(cfg.checkpoint.monitor or "val/reward")
+    name = cfg.checkpoint.monitor or "val/reward"
+    # A resumed run that had nothing left to do measured nothing anew.
+    evaluations = [c for c in trainer.callbacks if isinstance(c, Evaluation)]  # type: ignore[attr-defined]
+    before = evaluations[0].last.get(name) if evaluations else None
+    value = trainer.callback_metrics.get(name, before)
     return None if value is None else float(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 __all__ = ["MetricsCSV"]
+
+log = logging.getLogger(__name__)
 
 FIRST = ("step", "samples", "reward_queries", "round", "pass")
 
@@ -80,10 +83,14 @@ class MetricsCSV(Logger):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Cut the file back to ``state``; rows and columns that came later disappear."""
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            kept = [row for row, _ in zip(reader, range(state["rows"]), strict=False)]
-        self.columns, self.rows = list(state["columns"]), state["rows"]
+        kept: list[dict[str, str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                kept = [row for row, _ in zip(reader, range(state["rows"]), strict=False)]
+        if len(kept) < state["rows"]:
+            log.warning("%s has lost rows: %d of %d are left", self.path, len(kept), state["rows"])
+        self.columns, self.rows = list(state["columns"]), len(kept)
         self.pending = dict(state["pending"])
         self._replace([[row.get(c, "") for c in self.columns] for row in kept])
 

@@ -58,8 +58,10 @@ class RunFiles(L.Callback):
             if isinstance(logger, MetricsCSV):
                 logger.start() if state is None else logger.restore(state["metrics"])
         for name in self.lines:
-            self.lines[name] = 0 if state is None else state["lines"][name]
-            _cut(self.folder / name, self.lines[name])
+            lines = 0 if state is None else state["lines"][name]
+            self.lines[name] = _cut(self.folder / name, lines)
+            if self.lines[name] < lines:
+                log.warning("%s has lost lines: %d of %d are left", name, self.lines[name], lines)
 
     def state_dict(self) -> dict[str, Any]:
         csv = [x for x in self._trainer.loggers if isinstance(x, MetricsCSV)]  # type: ignore[union-attr]
@@ -139,8 +141,12 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _cut(path: Path, lines: int) -> None:
-    """Keep the first ``lines`` lines; the file is replaced as a whole."""
+def _cut(path: Path, lines: int) -> int:
+    """Keep the first ``lines`` lines, and say how many there were of them.
+
+    The file is replaced as a whole.
+    """
+    kept = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".jsonl.part")
     with temporary.open("wb") as out:
@@ -148,4 +154,6 @@ def _cut(path: Path, lines: int) -> None:
             with path.open("rb") as file:
                 for _, line in zip(range(lines), file, strict=False):
                     out.write(line)
+                    kept += 1
     os.replace(temporary, path)
+    return kept

@@ -411,6 +411,12 @@ class RoundDataModule(L.LightningDataModule):
         self.counters = dict(state["counters"])
         saved = state["round"]
         if saved is not None:
+            if saved["index"] >= self.rounds and self.trainer is not None and self.trainer.training:
+                raise Refusal(
+                    f"the run is in round {saved['index'] + 1} already, and data.rounds="
+                    f"{self.rounds} would end it before; give data.rounds={saved['index'] + 1} or "
+                    "more (a number given when resuming must be given each time)"
+                )
             self.round = self.round_from_state(saved)
             self._tensors = None
 

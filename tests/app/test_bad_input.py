@@ -140,6 +140,7 @@ TEXT = ["task=text", "model=tiny", "reward=length"]
         (["+trainer.max_epochs=3"], ["data.rounds"]),
         (["trainer.precision=16-mixed"], ["bf16-mixed"]),
         (["trainer.strategy=fsdp"], ["strategy=fsdp2"]),
+        (["strategy=deepspeed"], ["pip install", "deepspeed"]),
         (["trainer.strategy=ddp_spawn"], ["strategy=ddp"]),
         (["trainer.precision=99"], ["lightning.Trainer"]),
         (["model=hf", "model.path=/no/such/folder", *TEXT[::2]], ["/no/such/folder"]),

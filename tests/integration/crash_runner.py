@@ -3,6 +3,8 @@
 A fork server has imported everything and run nothing, so a job costs a second and not a start.
 """
 
+import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -54,18 +56,33 @@ def _as_rank(rank, port, function, arguments, crash):
     function(*arguments, crash=crash)
 
 
-def train(overrides, folder, crash=None):
-    """A new run in ``folder``; ``crash`` is (point, how many times it passes, signal)."""
+@functools.cache
+def composed(*overrides):
+    """A configuration, to be given to ``train``; made once, here, for all runs of it."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     from lit_pref.app.preflight import config_dir
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", overrides=[*overrides]))
+
+
+def train(config, folder, crash=None):
+    """A new run in ``folder`` of overrides, or of what ``composed`` made of them.
+
+    ``crash`` is (point, how many times it passes, signal).
+    """
+    from omegaconf import OmegaConf
+
     from lit_pref.app.run import run_job
 
     _quiet(folder)
     _inject(crash)
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=[*overrides, f"paths.run_dir={folder}"])
+    cfg = OmegaConf.create(composed(*config) if isinstance(config, list) else config)
+    cfg.paths.run_dir = str(folder)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     sys.exit(run_job(cfg, folder).exit_code)
 
@@ -79,9 +96,21 @@ def resume(folder, arguments=(), crash=None):
     main([f"resume={folder}", *arguments])
 
 
+def metric_of_resumed(folder, to):
+    """The metric that a sweeper would get of a resumed run, written to a file."""
+    from omegaconf import OmegaConf
+
+    from lit_pref.app.run import run_job
+
+    _quiet(folder)
+    outcome = run_job(OmegaConf.load(folder / "config.yaml"), folder, resume=True)
+    to.write_text(str(outcome.metric))
+
+
 def _quiet(folder):
     import torch
 
+    gc.freeze()  # what the server imported is no garbage; looking for it takes half a second
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)

@@ -9,9 +9,10 @@ import crash_runner as crash
 import pytest
 import torch
 
-SIZES = ["callbacks=minimal", "task.train_prompts=3", "data.prompts_per_round=4",
-         "data.responses_per_prompt=3", "data.batch_size=2", "data.reuse=2", "data.rounds=3",
-         "data.micro_batch_tokens=30", "checkpoint.every_n_steps=3", "trainer.log_every_n_steps=2",
+SIZES = ["callbacks=minimal", "+task.validation_prompts=20", "task.train_prompts=3",
+         "data.prompts_per_round=4", "data.responses_per_prompt=3", "data.batch_size=2",
+         "data.reuse=2", "data.rounds=3", "data.micro_batch_tokens=30",
+         "checkpoint.every_n_steps=3", "trainer.log_every_n_steps=2",
          "callbacks.evaluation.every_n_rounds=1"]  # fmt: skip
 OFFLINE = [*SIZES, "data=offline", "data.prompts_per_round=4", "task.offline_prompts=8"]
 RUNS = {
@@ -36,10 +37,14 @@ def whole(tmp_path_factory, session_cache):
     def get(kind):
         if kind not in made:
             made[kind] = base / kind
-            assert crash.start(crash.train, RUNS[kind], made[kind]) == 0
+            assert crash.start(crash.train, config(kind), made[kind]) == 0
         return made[kind]
 
     return get
+
+
+def config(kind, *more):
+    return crash.composed(*RUNS[kind], *more)
 
 
 def assert_same(folder, reference):
@@ -60,7 +65,7 @@ def load(path):
 
 
 def killed_and_resumed(kind, folder, point, passes):
-    assert crash.start(crash.train, RUNS[kind], folder, (point, passes, crash.KILL)) == -9
+    assert crash.start(crash.train, config(kind), folder, (point, passes, crash.KILL)) == -9
     assert crash.start(crash.resume, folder) == 0
 
 
@@ -68,7 +73,7 @@ def killed_and_resumed(kind, folder, point, passes):
     ("kind", "point", "passes"),
     [
         ("dpo", "generating", 6),
-        ("dpo", "training", 7),
+        ("dpo", "training", 4),  # saved at step 3: within the second pass over a round
         ("dpo", "writing", 3),
         ("dpo", "linking", 2),
         ("dpo", "exporting", 1),
@@ -76,9 +81,11 @@ def killed_and_resumed(kind, folder, point, passes):
         ("dpo", "reporting", 1),
         ("reinforce", "scoring", 7),
         ("reinforce", "annotating", 5),
-        ("reinforce", "training", 11),
-        ("dpo_offline", "training", 8),
+        ("reinforce", "training", 4),
+        ("reinforce", "training", 6),  # saved at step 4: its baseline goes on
+        ("dpo_offline", "training", 10),  # saved at step 9
         ("dpo_offline", "annotating", 3),
+        ("dpo_offline", "writing", 4),
         ("reinforce_offline", "training", 5),
         ("ppo", "training", 6),
     ],
@@ -89,24 +96,25 @@ def test_killed_at(whole, tmp_path, kind, point, passes):
     assert_same(tmp_path / "run", reference)
 
 
-LIMITS = {"generating": 12, "scoring": 12, "annotating": 5, "training": 12, "writing": 6}
+ONCE = dict.fromkeys(("exporting", "summing up", "reporting"), 1)
+OFTEN = {"generating": 12, "scoring": 12, "annotating": 5, "training": 12, "writing": 6, **ONCE}
+OFTEN_OFFLINE = {"annotating": 3, "training": 12, "writing": 6, **ONCE}
 
 
 @pytest.mark.parametrize("draw", range(10))
 def test_killed_ten_times_at_random(whole, tmp_path, draw):
-    random_ = random.Random(draw)
-    kind = random_.choice(["dpo", "reinforce", "dpo_offline"])
-    points = ["annotating", "training", "writing"] if "offline" in kind else list(LIMITS)
-    point = random_.choice(points)
-    limit = 3 if kind == "dpo_offline" and point == "annotating" else LIMITS[point]
+    drawn = random.Random(draw)
+    kind = drawn.choice(["dpo", "reinforce", "dpo_offline", "reinforce_offline"])
+    often = OFTEN_OFFLINE if kind.endswith("offline") else OFTEN
+    point = drawn.choice(list(often))
     reference = whole(kind)
-    killed_and_resumed(kind, tmp_path / "run", point, random_.randint(1, limit))
+    killed_and_resumed(kind, tmp_path / "run", point, drawn.randint(1, often[point]))
     assert_same(tmp_path / "run", reference)
 
 
 def test_killed_twice(whole, tmp_path):
     reference, folder = whole("dpo"), tmp_path / "run"
-    assert crash.start(crash.train, RUNS["dpo"], folder, ("training", 5, crash.KILL)) == -9
+    assert crash.start(crash.train, config("dpo"), folder, ("training", 5, crash.KILL)) == -9
     assert crash.start(crash.resume, folder, (), ("generating", 2, crash.KILL)) == -9
     assert crash.start(crash.resume, folder) == 0
     assert_same(folder, reference)
@@ -127,7 +135,7 @@ def test_killed_twice(whole, tmp_path):
 def test_signals_save_and_say_how_it_ended(whole, tmp_path, kind, signum, code, point, passes):
     reference, folder = whole(kind), tmp_path / "run"
     at = (point, passes, getattr(crash, signum))
-    assert crash.start(crash.train, RUNS[kind], folder, at) == code
+    assert crash.start(crash.train, config(kind), folder, at) == code
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert 0 < summary["steps"] < STEPS
@@ -143,7 +151,7 @@ def test_signals_save_and_say_how_it_ended(whole, tmp_path, kind, signum, code, 
 def test_signals_from_outside_while_generating(whole, tmp_path, signums, code, steps):
     """One lets the round be made and a step be taken; two stop at once."""
     reference, folder, here = whole("dpo"), tmp_path / "run", tmp_path / "here"
-    process = crash.begin(crash.train, RUNS["dpo"], folder, ("generating", 6, here))
+    process = crash.begin(crash.train, config("dpo"), folder, ("generating", 6, here))
     crash.send(process, here, *(getattr(crash, s) for s in signums))
     assert crash.ended(process) == code
     summary = json.loads((folder / "summary.json").read_text())
@@ -159,7 +167,7 @@ def test_signals_from_outside_while_generating(whole, tmp_path, signums, code, s
 def test_signals_before_and_after_training(whole, tmp_path, signum, code, point):
     reference, folder = whole("dpo"), tmp_path / "run"
     at = (point, 1, getattr(crash, signum))
-    assert crash.start(crash.train, RUNS["dpo"], folder, at) == code
+    assert crash.start(crash.train, config("dpo"), folder, at) == code
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
     assert "Traceback" not in folder.with_suffix(".log").read_text()
     assert crash.start(crash.resume, folder) == 0
@@ -210,7 +218,7 @@ def one_bit(data, path):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "one bit", "empty"])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(whole, tmp_path, damage):
     reference, folder = whole("dpo"), tmp_path / "run"
-    assert crash.start(crash.train, RUNS["dpo"], folder, ("training", 9, crash.KILL)) == -9
+    assert crash.start(crash.train, config("dpo"), folder, ("training", 9, crash.KILL)) == -9
     last = folder / "checkpoints" / "last.ckpt"
     data = bytearray(last.read_bytes())
     if damage == "flipped":
@@ -239,16 +247,45 @@ def test_all_checkpoints_damaged_is_refused(whole, tmp_path):
 def test_a_longer_run_is_a_run_of_that_length(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole("dpo"), folder)
-    longer = [x for x in RUNS["dpo"] if not x.startswith("data.rounds")] + ["data.rounds=5"]
+    longer = config("dpo", "data.rounds=5")
     assert crash.start(crash.train, longer, tmp_path / "longer") == 0
+    before = (folder / "summary.json").read_bytes()
+    at = ("training", 6, crash.KILL)
+    assert crash.start(crash.resume, folder, ("data.rounds=5",), at) == -9
+    assert crash.start(crash.resume, folder) == 2  # in its fourth round, with three to do
+    assert "the run is in round 4 already" in folder.with_suffix(".log").read_text()
+    assert (folder / "summary.json").read_bytes() == before
     assert crash.start(crash.resume, folder, ("data.rounds=5",)) == 0
     assert_same(folder, tmp_path / "longer")
+
+
+def test_lost_lines_are_said_and_counted(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole("dpo"), folder)
+    (folder / "metrics.csv").unlink()
+    samples = folder / "samples.jsonl"
+    samples.write_text("".join(samples.read_text().splitlines(keepends=True)[:7]))
+    assert crash.start(crash.resume, folder, ("data.rounds=4",)) == 0
+    said = folder.with_suffix(".log").read_text()
+    assert "metrics.csv has lost rows: 0 of" in said
+    assert "samples.jsonl has lost lines: 7 of 12 are left" in said
+    assert len(samples.read_text().splitlines()) == 7 + 4
+    assert crash.start(crash.resume, folder, ("data.rounds=4",)) == 0
+    assert len(samples.read_text().splitlines()) == 7 + 4
+
+
+def test_a_finished_run_still_has_its_metric(whole, tmp_path):
+    folder, to = tmp_path / "run", tmp_path / "metric"
+    shutil.copytree(whole("dpo"), folder)
+    assert crash.start(crash.metric_of_resumed, folder, to) == 0
+    final = json.loads((folder / "summary.json").read_text())["reward_final"]
+    assert float(to.read_text()) == pytest.approx(final, rel=1e-6)
 
 
 def test_more_steps_after_a_stop_within_a_pass(whole, tmp_path):
     """The short run has a last row and a validation of its own; samples and weights agree."""
     reference, folder = whole("dpo"), tmp_path / "run"
-    assert crash.start(crash.train, [*RUNS["dpo"], "trainer.max_steps=5"], folder) == 0
+    assert crash.start(crash.train, config("dpo", "trainer.max_steps=5"), folder) == 0
     short = json.loads((folder / "summary.json").read_text())
     assert crash.start(crash.resume, folder) == 0  # nothing left to do
     again = json.loads((folder / "summary.json").read_text())
@@ -287,7 +324,7 @@ def test_checkpoints_hold_tensors_and_primitives_and_no_frozen_model(whole):
 def test_time_adds_up(whole, tmp_path, signum, code):
     folder = tmp_path / "run"
     at = ("training", 9, getattr(crash, signum))
-    assert crash.start(crash.train, RUNS["dpo"], folder, at) == code
+    assert crash.start(crash.train, config("dpo"), folder, at) == code
     saved = load(folder / "checkpoints" / "last.ckpt")["callbacks"]
     (before,) = (v["seconds"] for k, v in saved.items() if k.startswith("Checkpoints"))
     assert crash.start(crash.resume, folder, (), ("training", 1, crash.TERM)) == 143

@@ -22,7 +22,7 @@ def whole(tmp_path_factory, session_cache):
     def get(kind):
         if kind not in made:
             made[kind] = base / kind
-            assert crash.start_two(crash.train, CASES[kind], made[kind]) == [0, 0]
+            assert crash.start_two(crash.train, crash.composed(*CASES[kind]), made[kind]) == [0, 0]
         return made[kind]
 
     return get
@@ -42,7 +42,7 @@ def whole(tmp_path_factory, session_cache):
 def test_stopped_and_resumed(whole, tmp_path, kind, point, passes, signums, codes):
     reference, folder = whole(kind), tmp_path / "run"
     at = [s and (point, passes, getattr(crash, s)) for s in signums]
-    assert crash.start_two(crash.train, CASES[kind], folder, crash=at) == codes
+    assert crash.start_two(crash.train, crash.composed(*CASES[kind]), folder, crash=at) == codes
     if codes[0] > 0:
         assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
     assert crash.start_two(crash.resume, folder) == [0, 0]

@@ -1,5 +1,6 @@
 """Training jobs in one or two gloo processes that record their gradients."""
 
+import gc
 import os
 import socket
 import sys
@@ -14,23 +15,35 @@ COMMON = ["task=text", "model=tiny", "reward=callable",
           "task.validation_prompts=2", "data.responses_per_prompt=4", "data.batch_size=2",
           "data.micro_batch_tokens=150", "optimizer=sgd", "optimizer.lr=0.05",
           "optimizer.clip_norm=null", "export=false", "trainer.precision=64-true"]  # fmt: skip
-ONPOLICY = ["data=onpolicy", "data.prompts_per_round=4", "data.reuse=2", "data.rounds=2"]
-OFFLINE = ["data=offline", f"task.pairs={ROOT}/docs/examples/pairs.jsonl",
-           "data.prompts_per_round=4", "data.reuse=2", "data.rounds=2"]  # fmt: skip
-OFFLINE = [x for x in OFFLINE if "responses" not in x]
+ROUNDS = ["data.prompts_per_round=4", "data.reuse=2", "data.rounds=2"]
+ONPOLICY = ["data=onpolicy", *ROUNDS]
+OFFLINE = ["data=offline", f"task.pairs={ROOT}/docs/examples/pairs.jsonl", *ROUNDS]
 BANDIT = ["task=token_bandit", "model=gpt_nano", "callbacks=minimal", "optimizer=sgd",
-          "optimizer.lr=0.05", "optimizer.clip_norm=null", "export=false", "trainer.precision=64-true", "trainer.max_steps=1",
-          "data.batch_size=5", "data.responses_per_prompt=4"]  # fmt: skip
+          "optimizer.lr=0.05", "optimizer.clip_norm=null", "export=false",
+          "trainer.precision=64-true", "trainer.max_steps=1", "data.batch_size=5",
+          "data.responses_per_prompt=4", "data.micro_batch_tokens=60",
+          "+task.validation_prompts=4"]  # fmt: skip
 
 
-def record(overrides, folder, devices):
-    """Gradients [steps] of one job; also which files this process wrote."""
-    import lightning as L
+def composed(cases):
+    """Configurations by name, to be given to all processes: composing takes longer than a step."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    from lit_pref.app.preflight import config_dir
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return {n: OmegaConf.to_container(compose("train", overrides=o)) for n, o in cases.items()}
+
+
+def record(config, folder, devices):
+    """Gradients [steps] of one job, and in which steps this process had nothing to do."""
+    import lightning as L
+    from omegaconf import OmegaConf
 
     from lit_pref.app.build import build, trainer_of
-    from lit_pref.app.preflight import config_dir
 
     gradients, empty = [], []
 
@@ -42,10 +55,10 @@ def record(overrides, folder, devices):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             empty.append(batch.tokens.num_responses == 0)
 
-    two = ["strategy=ddp", "trainer.accelerator=cpu", "trainer.devices=2"] if devices == 2 else []
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=[*overrides, *two, f"paths.run_dir={folder}"])
+    cfg = OmegaConf.create(config)
+    cfg.paths.run_dir = str(folder)
+    if devices == 2:
+        cfg.trainer.update(strategy="ddp", accelerator="cpu", devices=2)
     L.seed_everything(cfg.seed, workers=False, verbose=False)
     parts = build(cfg)
     trainer = trainer_of(cfg, parts, str(folder), callbacks=[Grab()], enable_checkpointing=False)
@@ -63,7 +76,8 @@ def run_all(cases, folder, rank, world, port):
             WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
         )  # fmt: skip
-    out = {n: record(o, folder / f"{world}_{n}", world) for n, o in cases.items()}
+    gc.freeze()
+    out = {n: record(c, folder / f"{world}_{n}", world) for n, c in cases.items()}
     torch.save(out, folder / f"{world}_{rank}.pt")
 
 

@@ -1,9 +1,6 @@
 """Sharded training on two gloo processes: the same run as one process, and exact resume."""
 
 import csv
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,27 +8,32 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parents[1] / "integration"))
+
+import crash_runner as crash
+
 SMALL = ["objective=dpo", "data.rounds=3", "data.reuse=2", "data.batch_size=5",
          "data.micro_batch_tokens=300", "callbacks=minimal", "seed=2",
          "checkpoint.every_n_steps=1"]  # fmt: skip
 SHARDED = ["strategy=fsdp2", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def run(*arguments, code=0, path=None):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{path or ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr[-3000:]
-    return done
+def grab(folder):
+    return f"+callbacks.grab={{_target_: fsdp2_callbacks.Grab, file: {folder}.pt}}"
+
+
+def one(overrides, folder):
+    assert crash.start(crash.train, crash.composed(*overrides, grab(folder)), folder) == 0
+
+
+def two(overrides, folder, *, codes=(0, 0)):
+    assert crash.start_two(crash.train, crash.composed(*overrides, *SHARDED), folder) == list(codes)
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory, session_cache):
     folder = tmp_path_factory.mktemp("fsdp2") / "run"
-    run(*SMALL, *SHARDED, f"hydra.run.dir={folder}")
+    two([*SMALL, grab(folder)], folder)
     return folder
 
 
@@ -39,11 +41,21 @@ def rows(folder):
     return list(csv.DictReader((folder / "metrics.csv").open()))
 
 
+def assert_same_gradients(folder, sharded, steps):
+    ours, theirs = (torch.load(f"{f}.pt", weights_only=True) for f in (folder, sharded))
+    assert len(ours) == len(theirs) >= max(steps)
+    for step in steps:
+        a, b = ours[step - 1], theirs[step - 1]
+        assert a.norm() > 0
+        assert (a - b).norm() / a.norm() < 1e-5, step
+
+
 def test_the_same_run_as_one_process(sharded, tmp_path):
-    run(*SMALL, f"hydra.run.dir={tmp_path}/one")
-    one, two = rows(tmp_path / "one"), rows(sharded)
-    assert len(one) == len(two) == 13
-    for a, b in zip(one[1:], two[1:], strict=True):
+    one(SMALL, tmp_path / "one")
+    assert_same_gradients(tmp_path / "one", sharded, (1, 2, 8))
+    ours, theirs = rows(tmp_path / "one"), rows(sharded)
+    assert len(ours) == len(theirs) == 13
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
         assert float(b["loss"]) == pytest.approx(float(a["loss"]), rel=1e-5)
         assert float(b["grad_norm"]) == pytest.approx(float(a["grad_norm"]), rel=1e-5)
     a = load_file(tmp_path / "one" / "export" / "model.safetensors")
@@ -61,20 +73,19 @@ def test_checkpoints_are_one_whole_file(sharded):
     assert all(torch.equal(exported[k], weights[k]) for k in exported)
 
 
+def test_a_loss_that_couples_the_batch(tmp_path, session_cache):
+    """Two passes over the model in each step, with an unequal number of micro-batches."""
+    kto = ["objective=kto", *SMALL[1:], "data.rounds=1", "data.micro_batch_tokens=70"]
+    one(kto, tmp_path / "one")
+    two([*kto, grab(tmp_path / "two")], tmp_path / "two")
+    assert_same_gradients(tmp_path / "one", tmp_path / "two", (1, 2, 4))
+
+
 def test_an_interrupted_run_goes_on_bitwise(sharded, tmp_path):
-    (tmp_path / "stopper.py").write_text(
-        "import os, signal\n"
-        "import lightning as L\n"
-        "class Stop(L.Callback):\n"
-        "    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):\n"
-        "        if trainer.global_step == 7 and trainer.is_global_zero:\n"
-        "            os.kill(os.getpid(), signal.SIGTERM)\n"
-    )
     folder = tmp_path / "run"
-    stop = "+callbacks.stop={_target_: stopper.Stop}"
-    run(*SMALL, *SHARDED, f"hydra.run.dir={folder}", stop, path=tmp_path,
-        code=128 + signal.SIGTERM)  # fmt: skip
-    run(f"resume={folder}", "callbacks.stop=null")
+    stop = "+callbacks.stop={_target_: fsdp2_callbacks.Stop, step: 7}"
+    two([*SMALL, stop], folder, codes=(143, 143))
+    assert crash.start_two(crash.resume, folder, ("callbacks.stop=null",)) == [0, 0]
     for name in ("metrics.csv", "samples.jsonl", "validation.jsonl", "export/model.safetensors"):
         assert (folder / name).read_bytes() == (sharded / name).read_bytes(), name
 
