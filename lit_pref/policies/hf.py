@@ -24,6 +24,8 @@ __all__ = ["HFPolicy"]
 
 log = logging.getLogger(__name__)
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
 
 @dataclass(slots=True)
 class _DecodeState:
@@ -229,17 +231,19 @@ class HFPolicy(nn.Module):
             self.spec.tokenizer.save_pretrained(folder)
 
 
-def _dropout_off(model: nn.Module) -> None:
+def _dropout_off(model: Any) -> None:
     """Dropout would make the first on-policy ratio differ from 1, as it did in the paper's code."""
+
+    def zero(owner: object, names: Iterable[str]) -> None:
+        for name in names:
+            if "drop" in name.lower() and isinstance(getattr(owner, name, None), float):
+                setattr(owner, name, 0.0)
+
+    zero(model.config, list(model.config.to_dict()))
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, DROPOUT):
             module.p = 0.0
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
-        if getattr(model.config, name, None):
-            setattr(model.config, name, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        zero(module, list(vars(module)))  # functional dropout reads its rate from an attribute
 
 
 def _recompute_activations(model: Any) -> None:

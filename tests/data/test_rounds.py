@@ -36,7 +36,9 @@ class Watch(L.Callback):
         self.rounds.append(round)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.steps.append((batch.index, dict(batch.info), dict(pl_module.latest), trainer.global_step))
+        self.steps.append(
+            (batch.index, dict(batch.info), dict(pl_module.latest), trainer.global_step)
+        )
 
 
 def train(objective, data, tmp_path, **options):
@@ -110,9 +112,7 @@ def test_every_group_is_used_once_a_pass_and_orders_differ(tmp_path):
     data.batch = spy
     train(REINFORCE(policy()), data, tmp_path)
     prompts = sorted(g.prompt.ids[0] for g in data.round.groups)
-    passes = [
-        [p for number, _, ids in orders if number == n for p in ids] for n in range(3)
-    ]
+    passes = [[p for number, _, ids in orders if number == n for p in ids] for n in range(3)]
     for seen in passes:
         assert sorted(seen) == prompts
     assert len({tuple(p) for p in passes}) == 3
@@ -258,12 +258,12 @@ def test_combinations_that_cannot_work_are_refused(objective, data, words):
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, words):
+    task = TokenBandit(seed=0)
+    arguments = {
+        "reward": task.true_reward(), "prompts_per_round": 4, "responses_per_prompt": 2,
+        "batch_size": 2, **sizes,
+    }  # fmt: skip
     with pytest.raises(Refusal, match=words):
-        task = TokenBandit(seed=0)
-        arguments = {
-            "reward": task.true_reward(), "prompts_per_round": 4, "responses_per_prompt": 2,
-            "batch_size": 2, **sizes,
-        }  # fmt: skip
         OnPolicyDataModule(task, sampler=NativeSampler(max_new_tokens=9), **arguments)
 
 

@@ -108,11 +108,26 @@ def test_a_frozen_copy_stays_while_the_policy_moves():
     assert not any(p.requires_grad for p in reference.copy.parameters())
 
 
-def test_dropout_is_off_even_in_train_mode():
-    config = tf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=32)
-    assert config.resid_pdrop > 0
+WITH_DROPOUT = {
+    "modules": lambda: tf.GPT2LMHeadModel(
+        tf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=32)
+    ),
+    "attributes": lambda: tf.OPTForCausalLM(
+        tf.OPTConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50, ffn_dim=48,
+            max_position_embeddings=32, word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WITH_DROPOUT)
+def test_dropout_is_off_even_in_train_mode(how):
     spec = gpt_nano()
-    spec.load = lambda: tf.GPT2LMHeadModel(config)
+    spec.load = WITH_DROPOUT[how]
+    model = spec.load().train()
+    ids = torch.arange(1, 9)[None]
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
     policy = HFPolicy(spec).load().train()
     assert torch.equal(policy(some_tokens()).logps, policy(some_tokens()).logps)
 
