@@ -2,6 +2,7 @@
 
 from lit_pref.callbacks.checkpoints import Checkpoints, WholeFileIO, newest_checkpoint
 from lit_pref.callbacks.evaluation import Evaluation, evaluate
+from lit_pref.callbacks.memory import ReturnFreedMemory
 from lit_pref.callbacks.metrics_csv import MetricsCSV
 from lit_pref.callbacks.progress import RunProgress
 from lit_pref.callbacks.run_files import RunFiles
@@ -10,6 +11,7 @@ __all__ = [
     "Checkpoints",
     "Evaluation",
     "MetricsCSV",
+    "ReturnFreedMemory",
     "RunFiles",
     "RunProgress",
     "WholeFileIO",
