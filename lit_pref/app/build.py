@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _NOT_ARGUMENTS = (
     "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "monitor",
+    "threads",
 )  # fmt: skip
 """Keys of a node that other nodes read; they are not arguments of its class."""
 
@@ -125,6 +127,8 @@ def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, 
         cfg: with ``task``, ``model``, ``sampler`` and ``paths``.
         initialise: bring a new policy to the task's initial policy; not for a trained model.
     """
+    if cfg.model.get("threads"):
+        torch.set_num_threads(cfg.model.threads)
     spec = make(cfg.model)
     task: Task = make(
         cfg.task,
