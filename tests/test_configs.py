@@ -78,7 +78,9 @@ def test_every_file_says_what_it_is(path: Path) -> None:
     assert lines[0].startswith("# ")
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "objective").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "objective").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_objectives_explain_every_key_and_set_no_rate_or_size(path: Path) -> None:
     lines = path.read_text().splitlines()
     for before, line in zip(lines, lines[1:], strict=False):
@@ -93,9 +95,7 @@ def test_packages_are_the_folders() -> None:
     root = CONFIGS.parent
     text = (root / "pyproject.toml").read_text()
     listed = set(re.findall(r'^    "(lit_pref[\w.]*)",$', text, re.M))
-    code = {
-        ".".join(f.parent.relative_to(root).parts) for f in (root / "lit_pref").rglob("*.py")
-    }
+    code = {".".join(f.parent.relative_to(root).parts) for f in (root / "lit_pref").rglob("*.py")}
     configs = {
         ".".join(("lit_pref.configs", *f.parent.relative_to(CONFIGS).parts))
         for f in CONFIGS.rglob("*.yaml")
