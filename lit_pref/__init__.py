@@ -51,6 +51,8 @@ _HOME = {
     "SchedulerSettings": "objectives",
     "OnPolicyDataModule": "data",
     "OfflineDataModule": "data",
+    "MixedDataModule": "data",
+    "ReplayDataModule": "data",
     "RoundDataModule": "data",
     "HFPolicy": "policies",
     "ScalarHead": "policies",

@@ -118,6 +118,17 @@ class Group:
     """Preference margin of an offline pair, if the data has one."""
     weight: float = 1.0
     """Weight of the group in the loss; 0 keeps the place of a group that must not count."""
+    origin: dict[str, Any] | None = None
+    """Of a replayed group: the ``file`` and ``row`` it was read from, and its ``source`` there."""
+
+    @property
+    def born(self) -> int:
+        """The step of this run from which the age of the group counts.
+
+        Samples of this run's policy are as old as the policy that made them. Stored ones count
+        from the start: ``policy_version`` of a replayed group is a step of another run.
+        """
+        return self.policy_version if self.source == "onpolicy" else 0
 
     def to_json(self) -> dict[str, Any]:
         """One line of ``samples.jsonl``: primitives only, nothing of time or host."""
@@ -142,6 +153,7 @@ class Group:
             "columns": dict(self.prompt.columns),
             "margin": self.margin,
             "weight": self.weight,
+            "origin": self.origin,
             "policy_logps": [r.policy_logps for r in self.responses],
         }
 
@@ -170,6 +182,7 @@ class Group:
             reward_source=state["reward_source"],
             margin=state.get("margin"),
             weight=state.get("weight", 1.0),
+            origin=state.get("origin"),
         )
 
 
@@ -336,6 +349,7 @@ class Round:
         counts: drops and ties by name, for the log.
         strict: every response is used in exactly one step, by the policy that sampled it; then
             the policy at the start of the round is the policy now.
+        uses: for each group, how often it was trained on before this round; empty for never.
     """
 
     index: int
@@ -345,6 +359,7 @@ class Round:
     view: View = field(default_factory=View)
     counts: dict[str, float] = field(default_factory=dict)
     strict: bool = False
+    uses: list[int] = field(default_factory=list)
 
     def tokens(self) -> FlatTokens:
         """Kept prompts and responses, flat."""
@@ -381,6 +396,7 @@ class Batch:
             ``groups``, ``responses``, ``tokens``, ``pairs`` (weighted) and
             ``response_weight``.
         info: facts for the log, one number per batch (``age/mean``, ``uses``, ...).
+            ``notes.response["age"]`` is the age of each response, in steps.
         micro_batch_tokens: most prompt and response tokens that go through the model at once.
         index: (round, pass, position in the pass).
     """
@@ -455,6 +471,7 @@ class Needs:
         behaviours: it reads what produced each response.
         responses: least number of responses per prompt.
         policy: it trains a policy that samples (reward models do not).
+        unless: setting that lifts ``fresh`` (``objective.importance=token``), empty if none does.
     """
 
     reference: bool = False
@@ -464,6 +481,7 @@ class Needs:
     behaviours: bool = False
     responses: int = 1
     policy: bool = True
+    unless: str = ""
 
 
 class Forward(Protocol):
@@ -479,6 +497,8 @@ class RoundClient(Protocol):
     """What the DataModule needs of the LightningModule (``trainer.lightning_module``)."""
 
     needs: Needs
+    reuse: bool
+    """Whether its loss is right for samples that are used several times."""
 
     def forward_pass(self, micro_batch_tokens: int | None) -> Forward:
         """How notes are computed, within a token budget."""

@@ -100,16 +100,19 @@ def build(cfg: DictConfig) -> Parts:
     )
     reward = None
     if cfg.reward.name == "task":
-        if cfg.data.name == "onpolicy" or task.true_reward() is not None:
+        samples = cfg.data.name == "onpolicy" or cfg.data.get("onpolicy_fraction", 0) > 0
+        if samples or task.true_reward() is not None:
             reward = task_reward(task)
     else:
         reward = make(cfg.reward, without=("name",), tokenizer=policy.spec.tokenizer)
-    held_out = {}
+    more: dict[str, Any] = {}
     if "held_out" in cfg.data and cfg.data.held_out is None:
-        held_out = {"held_out": 0.0 if objective.needs.policy else 0.1}
+        more["held_out"] = 0.0 if objective.needs.policy else 0.1
+    if "path" in cfg.data:  # groups of a file: their tokens are checked
+        more["vocab_size"] = policy.spec.vocab_size
     data = make(
         cfg.data,
-        **held_out,
+        **more,
         task=task,
         sampler=make(cfg.sampler),
         reward=reward,

@@ -10,20 +10,11 @@ from typing import Any
 import torch
 
 from lit_pref.data.gather import gather_strided
-from lit_pref.functional.rng import stream_position
 from lit_pref.rewards.base import checked_scores
 from lit_pref.tasks.base import Task
 from lit_pref.types import Group, Policy, Prompt, RewardSource, Sampler
 
-__all__ = ["generate_groups", "occurrences", "round_prompts"]
-
-
-def round_prompts(prompts: Sequence[Prompt], index: int, count: int, seed: int) -> list[Prompt]:
-    """Prompts of round ``index``: a piece of an endless stream of permutations, no cursor."""
-    return [
-        prompts[stream_position(len(prompts), index * count + slot, seed, "prompts")[0]]
-        for slot in range(count)
-    ]
+__all__ = ["generate_groups", "occurrences"]
 
 
 def occurrences(prompts: Sequence[Prompt]) -> list[int]:

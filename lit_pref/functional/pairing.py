@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-__all__ = ["PAIRINGS", "Pairing", "order_scores", "pair_indices"]
+__all__ = ["PAIRINGS", "Pairing", "order_scores", "pair_indices", "unusable_pairs"]
 
 Pairing = Literal["best_worst", "all", "random", "bradley_terry"]
 PAIRINGS: tuple[str, ...] = ("best_worst", "all", "random", "bradley_terry")
@@ -42,6 +42,7 @@ def pair_indices(
     scores: Sequence[float],
     how: Pairing,
     *,
+    gaps: Sequence[float] | None = None,
     min_gap: float = 0.0,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
@@ -56,6 +57,8 @@ def pair_indices(
     Args:
         scores: [K] numbers, higher is better.
         how: the rule.
+        gaps: [K] numbers in which ``min_gap`` and ``temperature`` are measured, where they are
+            not the scores: rewards of responses that are ordered by ranks.
         min_gap: pairs whose scores differ by less are left out.
         temperature: of the Bradley-Terry draw.
         generator: for the random rules.
@@ -66,23 +69,49 @@ def pair_indices(
         >>> pair_indices([0.1, 0.9, 0.9], "all")
         [(1, 0), (2, 0)]
     """
+    gaps = scores if gaps is None else gaps
     eligible = [
         (i, j) if scores[i] > scores[j] else (j, i)
         for i in range(len(scores))
         for j in range(i + 1, len(scores))
-        if scores[i] != scores[j] and abs(scores[i] - scores[j]) >= min_gap
+        if scores[i] != scores[j] and abs(gaps[i] - gaps[j]) >= min_gap
     ]
     if not eligible or how == "all":
         return eligible
     if how == "best_worst":
         best = max(range(len(scores)), key=lambda i: (scores[i], -i))
         worst = min(range(len(scores)), key=lambda i: (scores[i], i))
-        return [(best, worst)]
+        return [(best, worst)] if (best, worst) in eligible else []
     pick = int(torch.randint(len(eligible), (1,), generator=generator))
     winner, loser = eligible[pick]
     if how == "bradley_terry":
-        gap = (scores[winner] - scores[loser]) / temperature
-        keep = 1 / (1 + math.exp(-gap)) if gap < 700 else 1.0
+        gap = (gaps[winner] - gaps[loser]) / temperature
+        keep = 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
         if float(torch.rand(1, generator=generator)) >= keep:
             winner, loser = loser, winner
     return [(winner, loser)]
+
+
+def unusable_pairs(
+    scores: Sequence[float], *, gaps: Sequence[float] | None = None, min_gap: float = 0.0
+) -> tuple[int, int]:
+    """Pairs of a group that no rule makes: ties, and those that differ by less than ``min_gap``.
+
+    Args:
+        scores: see ``pair_indices``.
+        gaps: see ``pair_indices``.
+        min_gap: see ``pair_indices``.
+
+    Example:
+        >>> unusable_pairs([0.1, 0.9, 0.9, 0.8], min_gap=0.5)
+        (1, 2)
+    """
+    gaps = scores if gaps is None else gaps
+    ties = close = 0
+    for i in range(len(scores)):
+        for j in range(i + 1, len(scores)):
+            if scores[i] == scores[j]:
+                ties += 1
+            elif abs(gaps[i] - gaps[j]) < min_gap:
+                close += 1
+    return ties, close

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lit_pref.functional.segments import segment_sum
 from lit_pref.metrics.window import Window
+from lit_pref.objectives.behaviour import finish_importance, track_behaviour, track_sampling
 from lit_pref.objectives.evaluate import log_measures, predict_groups
 from lit_pref.objectives.forward import EngineForward
 from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings, clip_gradients
@@ -80,7 +81,7 @@ class ObjectiveModule(L.LightningModule):
     """Whether the responses of one prompt must go through the model together."""
     shards: bool = True
     """Whether everything it trains and keeps can be sharded (strategy=fsdp2)."""
-    reuse: ClassVar[bool] = True
+    reuse: bool = True
     """Whether the loss is right for samples used several times (``data.reuse`` above 1)."""
     paper: ClassVar[str] = ""
     """arXiv id."""
@@ -220,11 +221,10 @@ class ObjectiveModule(L.LightningModule):
             )
 
     def compare_with_sampler(self, token_logps: Tensor, batch: Batch) -> None:
-        """Sampled against recomputed log-probs, while the sampling policy is still the policy."""
-        sampled = batch.notes.token.get("sampled_logps")
-        if sampled is not None and batch.info.get("age/max") == 0 and len(sampled):
-            gap = (token_logps.detach() - sampled).abs()
-            self.window.add("sampling/logp_difference", gap)
+        """The policy now against the sampler, and against what produced the responses."""
+        if self.needs.policy:
+            track_sampling(self.window, token_logps, batch)
+            track_behaviour(self.window, token_logps, batch)
 
     # ------------------------------------------------------------------ logging
 
@@ -244,6 +244,7 @@ class ObjectiveModule(L.LightningModule):
         if self.trainer.world_size > 1:
             names = sorted(set().union(*_from_all(names)))
         values = self.window.flush(self.sum_over_processes, names)
+        finish_importance(values)
         values["skipped_steps"] = float(self.skipped_steps)
         progress = self.trainer.datamodule.progress()
         for logger in self.trainer.loggers:

@@ -180,14 +180,18 @@ def test_prompt_set_smaller_than_a_round_wraps_with_other_samples(tmp_path):
 
 
 def test_rounds_walk_through_all_prompts():
-    from lit_pref.data.generate import round_prompts
+    from lit_pref.data.streams import PromptStream
 
     prompts = TokenBandit(seed=0, train_prompts=10).prompts()
-    seen = [p.id for r in range(5) for p in round_prompts(prompts, r, 4, seed=3)]
+    seen = [p.id for r in range(5) for p in PromptStream(prompts=prompts, seed=3).round(r, 4)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(p.id for p in prompts)
     assert seen[:10] != seen[10:]
-    assert seen == [p.id for r in range(5) for p in round_prompts(prompts, r, 4, seed=3)]
-    assert seen != [p.id for r in range(5) for p in round_prompts(prompts, r, 4, seed=4)]
+    assert seen == [
+        p.id for r in range(5) for p in PromptStream(prompts=prompts, seed=3).round(r, 4)
+    ]
+    assert seen != [
+        p.id for r in range(5) for p in PromptStream(prompts=prompts, seed=4).round(r, 4)
+    ]
 
 
 def test_offline_is_one_round_and_no_new_queries(tmp_path):
@@ -212,7 +216,7 @@ def test_offline_rounds_of_a_part_of_the_set(tmp_path):
         prompts_per_round=3, responses_per_prompt=2, batch_size=3, rounds=4,
     )  # fmt: skip
     _, watch = train(dpo(), data, tmp_path)
-    rows = [tuple(data.rows(r)) for r in range(4)]
+    rows = [tuple(data.stored_rows(r)) for r in range(4)]
     assert sorted(rows[0] + rows[1]) == sorted(rows[2] + rows[3]) == list(range(6))
     assert len(watch.rounds) == 4
 
