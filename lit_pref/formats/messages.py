@@ -69,9 +69,9 @@ def _message(place: str, message: Any) -> dict[str, str]:
     return {"role": role, "content": message[text_key]}
 
 
-def plain(text: str | Messages) -> str:
+def plain(text: str | Messages | None) -> str:
     """What a text says, whatever its roles."""
-    return text if isinstance(text, str) else "".join(m["content"] for m in text)
+    return text if isinstance(text, str) else "".join(m["content"] for m in text or [])
 
 
 def split_turns(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:

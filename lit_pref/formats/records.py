@@ -107,7 +107,7 @@ def _prompts(place: str, values: Values, record: Record, layout: Layout) -> None
 
 
 def _pairs(place: str, values: Values, record: Record, layout: Layout) -> None:
-    answers = parse_pair(place, values)
+    answers: tuple[Answer, ...] = parse_pair(place, values)
     chosen, rejected = (a.text for a in answers)
     whole = [isinstance(t, list) and len(t) > 1 for t in (chosen, rejected)]
     if all(whole):  # conversations that repeat the prompt
@@ -125,7 +125,7 @@ def _pairs(place: str, values: Values, record: Record, layout: Layout) -> None:
 
 
 def _implicit_pairs(place: str, values: Values, record: Record, layout: Layout) -> None:
-    answers = parse_pair(place, values)
+    answers: tuple[Answer, ...] = parse_pair(place, values)
     chosen, rejected = (a.text for a in answers)
     if plain(chosen) == plain(rejected) and plain(chosen):
         raise Unusable("chosen equal to rejected")
@@ -269,9 +269,9 @@ def _check_repeated(place: str, given: Any, turns: Messages) -> None:
 
 def _check_pair(answers: tuple[Answer, ...]) -> None:
     for name, answer in zip(("chosen", "rejected"), answers, strict=True):
-        if not plain(answer.text or ""):
+        if not plain(answer.text):
             raise Unusable(f"empty {name} response")
-    if plain(answers[0].text or "") == plain(answers[1].text or ""):
+    if plain(answers[0].text) == plain(answers[1].text):
         raise Unusable("chosen equal to rejected")
 
 
