@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,8 @@ class _Evaluation:
     ) -> None:
         stored = self.task.offline()
         if stored is not None:
-            origin, pairs = "the task's pairs", _chosen_first(stored)
+            origin = "the task's pairs"
+            pairs = list(islice(_chosen_first(stored), self.cfg.max_pairs))
         elif self.reference_groups:
             origin = "best and worst reference response to each prompt"
             pairs = pairs_by_reward(self.reference_groups)
@@ -219,16 +221,14 @@ class _Evaluation:
         }
 
 
-def _chosen_first(groups: Sequence[Group]) -> list[Group]:
+def _chosen_first(groups: Iterable[Group]) -> Iterator[Group]:
     """The pairs among stored groups (first and last rank), the chosen response first."""
-    out = []
     for group in groups:
         ranked = [r for r in group.responses if r.rank is not None]
         if len(ranked) < 2:
             continue
         ranked.sort(key=lambda r: r.rank)  # type: ignore[arg-type, return-value]
-        out.append(Group(prompt=group.prompt, responses=[ranked[0], ranked[-1]]))
-    return out
+        yield Group(prompt=group.prompt, responses=[ranked[0], ranked[-1]])
 
 
 def _entry(mean: float, interval: tuple[float, float]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lit_pref.formats import facts_of
 from lit_pref.functional.rng import Order, stream_slice
 from lit_pref.types import Group, Refusal
 
@@ -51,19 +52,22 @@ class StoredGroups:
     ) -> None:
         self.groups, self.size = groups, size
         self.seed, self.order = seed, order
-        self.held_out: list[Group] = list(held_out)
+        self.held_out: Sequence[Group] = held_out
         self.sampled = groups is None
 
     @cached_property
     def facts(self) -> Facts:
-        """One pass over the set."""
-        least, unscored, unknown = 2**62, None, None
-        for group in self.groups or ():
-            least = min(least, len(group.responses))
-            if unscored is None and any(r.reward is None for r in group.responses):
-                unscored = group
-            if unknown is None and any(r.behaviour_logps is None for r in group.responses):
-                unknown = group
+        """From columns of a stored file; one pass over a list."""
+        groups = self.groups or ()
+        all_of = facts_of(groups)
+        unscored, unknown = (
+            None if known else next(g for g in groups if any(missing(r) for r in g.responses))
+            for known, missing in (
+                (all_of.scored, lambda r: r.reward is None),
+                (all_of.behaviours_known, lambda r: r.behaviour_logps is None),
+            )
+        )
+        least = all_of.least_responses if len(groups) else 2**62
         return Facts(least_responses=least, unscored=unscored, unknown=unknown)
 
     # ------------------------------------------------------------------ rounds

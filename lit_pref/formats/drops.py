@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from lit_pref.types import Refusal
 
@@ -25,17 +26,26 @@ class Drops:
     Attributes:
         file: the file, as the user named it.
         rows: rows read so far.
-        lines: for each reason, the lines that were dropped.
-        cut: responses cut at the length limit (used, but without their end).
+        lines: for each reason, the lines (or numbers of the rows) that were dropped.
+        changes: prompts and responses that are used, but not as they were written, by name:
+            ``prompt cut`` and ``response cut`` (at the length limit), and so on.
+        unit: whether rows are named by ``line`` or by their number (``row``).
     """
 
     file: str
     rows: int = 0
     lines: dict[str, list[int]] = field(default_factory=dict)
-    cut: int = 0
+    changes: dict[str, int] = field(default_factory=dict)
+    unit: Literal["line", "row"] = "line"
 
     def add(self, reason: str, line: int) -> None:
+        """Count a row that is left out."""
         self.lines.setdefault(reason, []).append(line)
+
+    def change(self, name: str, count: int = 1) -> None:
+        """Count prompts or responses that are used, but not as they were written."""
+        if count:
+            self.changes[name] = self.changes.get(name, 0) + count
 
     @property
     def dropped(self) -> int:
@@ -43,9 +53,8 @@ class Drops:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of dropped rows by reason, and of cut responses, for the log."""
-        counts = {reason: len(lines) for reason, lines in self.lines.items()}
-        return {**counts, "response cut": self.cut} if self.cut else counts
+        """Number of dropped rows by reason, then of changed texts, for the log."""
+        return {**{reason: len(lines) for reason, lines in self.lines.items()}, **self.changes}
 
     def close(self, max_dropped: float) -> None:
         """Log what was dropped, and refuse the file when that was too much.
@@ -58,20 +67,20 @@ class Drops:
         """
         if self.rows == 0:
             raise Refusal(
-                f"{self.file} has no rows. Expected one JSON object a line; write at least one "
-                "row, or name another file."
+                f"{self.file} has no rows. Expected at least one, such as the line "
+                '{"prompt": "..."}; write one, or name another file.'
             )
-        if self.cut:
-            log.warning("%s: %d responses cut at the length limit.", self.file, self.cut)
+        for name, count in self.changes.items():
+            log.warning("%s: %d x %s.", self.file, count, name)
         if not self.lines:
             return
         summary = f"{self.dropped} of {self.rows} rows cannot be used: {self._listing()}"
         if self.dropped == self.rows or self.dropped / self.rows > max_dropped:
             line, reason = min((lines[0], reason) for reason, lines in self.lines.items())
             raise Refusal(
-                f"{self.file}, line {line}: {reason}. {summary}. Expected at most "
+                f"{self.file}, {self.unit} {line}: {reason}. {summary}. Expected at most "
                 f"{max_dropped:.0%} unusable rows and at least one usable; correct or remove "
-                "them, or raise task.max_dropped."
+                "them, or raise task.max_dropped. lit-pref inspect shows each of them."
             )
         log.warning("%s: %s. They are left out.", self.file, summary)
 
@@ -79,6 +88,15 @@ class Drops:
         def one(reason: str, lines: list[int]) -> str:
             shown = ", ".join(map(str, lines[:_LINES_SHOWN]))
             more = ", ..." if len(lines) > _LINES_SHOWN else ""
-            return f"{len(lines)} x {reason} (line {shown}{more})"
+            return f"{len(lines)} x {reason} ({self.unit} {shown}{more})"
 
         return "; ".join(one(reason, lines) for reason, lines in self.lines.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the file's name, as primitives."""
+        return {"rows": self.rows, "lines": self.lines, "changes": self.changes, "unit": self.unit}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], *, file: str) -> Drops:
+        """Inverse of ``to_json``."""
+        return cls(file=file, **data)

@@ -1,28 +1,31 @@
-"""From the user's file to prompts and groups: read, understand, tokenise, count what is dropped."""
+"""From the user's file to prompts and groups: in memory, or mapped from a cache on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from lit_pref.formats.drops import Drops, Unusable
+from lit_pref.formats.cache import cached_groups
+from lit_pref.formats.columns import check_columns
+from lit_pref.formats.drops import Drops
 from lit_pref.formats.encode import TextEncoder
-from lit_pref.formats.readers import read_rows
-from lit_pref.formats.records import PAIRS, PROMPTS, Answer, Record, Shape, check_columns, parse_row
-from lit_pref.types import Group, Prompt, Refusal, Response
+from lit_pref.formats.readers import open_source
+from lit_pref.formats.reading import Reading
+from lit_pref.formats.store import GroupSequence, ListedGroups
+from lit_pref.types import Prompt, Refusal
 
-__all__ = ["Loaded", "load_pairs", "load_prompts"]
+__all__ = ["Loaded", "load_groups", "load_prompts"]
 
-Item = TypeVar("Item")
+Items = TypeVar("Items", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded(Generic[Item]):
+class Loaded(Generic[Items]):
     """What a file gave: the usable items in the order of the file, and what was dropped."""
 
-    items: list[Item]
+    items: Items
     drops: Drops
 
 
@@ -34,28 +37,27 @@ def load_prompts(
     max_dropped: float = 0.2,
     first_id: int = 0,
     name: str | None = None,
-) -> Loaded[Prompt]:
-    """Read a file of prompts; columns beside ``prompt`` are kept in ``Prompt.columns``.
+    cache_dir: str | Path | None = None,
+) -> Loaded[Sequence[Prompt]]:
+    """Read a file of prompts; columns beside the prompt's are kept in ``Prompt.columns``.
 
     Args:
-        path: the file.
+        path: the file (``open_source`` says which formats there are).
         encoder: tokenises and limits lengths.
         columns: the user's column names by ours.
         max_dropped: largest share of rows that may be unusable.
-        first_id: id of a prompt is this plus its line.
+        first_id: id of a prompt is this plus its line (or row).
         name: what to call the file; the path as given by default.
+        cache_dir: where tokenised data is kept; None keeps it in memory alone.
 
     Raises:
         Refusal: the file is not what it should be, or too much of it is unusable.
     """
-
-    def build(record: Record, drops: Drops) -> Prompt:
-        return _prompt(record, encoder, first_id)
-
-    return _load(path, PROMPTS, build, columns=columns, max_dropped=max_dropped, name=name)
+    loaded = _load(path, encoder, columns, max_dropped, first_id, name, cache_dir, "prompts")
+    return Loaded([group.prompt for group in loaded.items], loaded.drops)
 
 
-def load_pairs(
+def load_groups(
     path: str | Path,
     *,
     encoder: TextEncoder,
@@ -63,71 +65,39 @@ def load_pairs(
     max_dropped: float = 0.2,
     first_id: int = 0,
     name: str | None = None,
-) -> Loaded[Group]:
-    """Read a file of preference pairs as groups of two: rank 0 is chosen, rank 1 rejected.
+    cache_dir: str | Path | None = None,
+) -> Loaded[GroupSequence]:
+    """Read a file of given responses as groups.
 
-    Arguments and refusals as for ``load_prompts``.
+    A pair is a group of two: rank 0 is chosen, rank 1 rejected. With a cache the groups are
+    decoded one by one from a memory-mapped file. Arguments and refusals as for ``load_prompts``.
     """
-
-    def build(record: Record, drops: Drops) -> Group:
-        prompt = _prompt(record, encoder, first_id)
-        responses = [_response(a, encoder, len(prompt.ids)) for a in record.answers]
-        if responses[0].ids == responses[1].ids:
-            raise Unusable("chosen equal to rejected")
-        drops.cut += sum(not r.finished for r in responses)
-        return Group(prompt=prompt, responses=responses, margin=record.margin, weight=record.weight)
-
-    return _load(path, PAIRS, build, columns=columns, max_dropped=max_dropped, name=name)
+    return _load(path, encoder, columns, max_dropped, first_id, name, cache_dir, "responses")
 
 
 def _load(
     path: str | Path,
-    shape: Shape,
-    build: Callable[[Record, Drops], Item],
-    *,
+    encoder: TextEncoder,
     columns: Mapping[str, str] | None,
     max_dropped: float,
+    first_id: int,
     name: str | None,
-) -> Loaded[Item]:
+    cache_dir: str | Path | None,
+    want: Literal["prompts", "responses"],
+) -> Loaded[GroupSequence]:
     if not 0 <= max_dropped <= 1:
         raise Refusal(
             f"task.max_dropped is {max_dropped}. Expected a share of rows from 0 to 1, such as 0.2."
         )
-    columns = check_columns(columns)
-    drops = Drops(file=str(path) if name is None else name)
-    items: list[Item] = []
-    for row in read_rows(path, name=name):
-        drops.rows += 1
-        try:
-            record = parse_row(row, shape, columns)
-            try:
-                items.append(build(record, drops))
-            except Refusal as refusal:  # the encoder does not know which row it is at
-                raise Refusal(f"{row.place}: {refusal}") from refusal
-        except Unusable as unusable:
-            drops.add(str(unusable), row.line)
-    drops.close(max_dropped)
-    return Loaded(items, drops)
-
-
-def _prompt(record: Record, encoder: TextEncoder, first_id: int) -> Prompt:
-    return Prompt(
-        id=first_id + record.line,
-        text=record.prompt,
-        ids=encoder.encode_prompt(record.prompt),
-        file=record.file,
-        row=record.line,
-        columns=record.columns,
-    )
-
-
-def _response(answer: Answer, encoder: TextEncoder, prompt_length: int) -> Response:
-    ids = encoder.encode_response(answer.text, prompt_length=prompt_length)
-    return Response(
-        ids=ids,
-        text=encoder.decode(ids),
-        rank=answer.rank,
-        label=answer.label,
-        reward=answer.reward,
-        finished=encoder.finished(ids),
-    )
+    source = open_source(path, name=name)
+    reading = Reading(source, encoder=encoder, columns=check_columns(columns), want=want)
+    if cache_dir is not None:
+        found = cached_groups(reading, Path(cache_dir).expanduser(), first_id=first_id)
+        if found is not None:
+            found[1].close(max_dropped)
+            return Loaded(*found)
+    groups = list(reading.groups())
+    for group in groups:
+        group.prompt.id += first_id
+    reading.drops.close(max_dropped)
+    return Loaded(ListedGroups(groups), reading.drops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 
 from lit_pref.types import Group, Policy, Prompt, RewardSource
 
@@ -55,8 +56,11 @@ class Task(abc.ABC):
             Refusal: something cannot be used.
         """
 
-    def offline(self) -> list[Group] | None:
-        """Stored preference data (rank 0 is chosen, 1 rejected), None if there is none."""
+    def offline(self) -> Sequence[Group] | None:
+        """Stored preference data (rank 0 is chosen, 1 rejected), None if there is none.
+
+        It may be too large for memory: take what is needed by index or slice.
+        """
         return None
 
     def true_reward(self) -> RewardSource | None:

@@ -1,17 +1,26 @@
-"""The user's own text: prompts to sample from, preference pairs, prompts to validate on."""
+"""The user's own text: prompts to sample from, stored responses, prompts to validate on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import heapq
 import logging
+from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from lit_pref.formats import Drops, TextEncoder, check_columns, load_pairs, load_prompts
+from lit_pref.formats import (
+    Drops,
+    GroupSequence,
+    TextEncoder,
+    check_columns,
+    load_groups,
+    load_prompts,
+    prompt_key,
+)
 from lit_pref.tasks.base import Task
-from lit_pref.types import Group, Messages, Prompt, Refusal
+from lit_pref.types import Prompt, Refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,18 +45,22 @@ class TextTask(Task):
         tokenizer: the model's tokenizer.
         eos_ids: tokens at which the model's generation stops.
         context_length: most tokens the model can see at once.
-        prompts: JSONL file of prompts to sample from; the shipped prompts by default.
-        pairs: JSONL file of preference pairs (prompt, chosen, rejected); none by default.
-        validation: JSONL file of prompts to validate on; by default some of ``prompts`` are held
-            out, and pairs with one of these prompts are held out with them.
+        prompts: file of prompts to sample from; the shipped prompts by default.
+        pairs: file of stored responses: preference pairs, rankings, scored or labelled
+            responses; none by default.
+        validation: file of prompts to validate on; by default some of ``prompts`` are held
+            out, and stored responses to one of these prompts are held out with them.
         columns: the user's column names by ours, for all files named here.
         max_dropped: largest share of a file's rows that may be unusable.
         max_new_tokens: most tokens of a sampled response.
         max_prompt_tokens: most tokens of a prompt; by default the context less
-            ``max_new_tokens``. A longer prompt is dropped, never cut.
-        max_response_tokens: most tokens of a given response, longer ones are cut; by default
-            whatever the context leaves.
+            ``max_new_tokens``.
+        max_response_tokens: most tokens of a given response; by default whatever the context
+            leaves.
+        long_prompts: ``drop`` or ``keep_end``; see ``TextEncoder``.
+        long_responses: ``cut`` or ``drop``; see ``TextEncoder``.
         validation_prompts: prompts held out when no validation file is named, at most half.
+        cache_dir: folder where tokenised files are kept and mapped from; None: in memory alone.
 
     Raises:
         Refusal: numbers that leave no room for a prompt or a response.
@@ -69,7 +82,10 @@ class TextTask(Task):
         max_new_tokens: int = 64,
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
+        long_prompts: Literal["drop", "keep_end"] = "drop",
+        long_responses: Literal["cut", "drop"] = "cut",
         validation_prompts: int = 16,
+        cache_dir: str | None = None,
     ) -> None:
         room = context_length - max_new_tokens
         if max_new_tokens < 1 or room < 1:
@@ -93,6 +109,8 @@ class TextTask(Task):
             context_length=context_length,
             max_prompt_tokens=max_prompt_tokens,
             max_response_tokens=max_response_tokens,
+            long_prompts=long_prompts,
+            long_responses=long_responses,
         )
         self.eos_ids = self.encoder.eos_ids
         self.max_new_tokens = max_new_tokens
@@ -105,7 +123,8 @@ class TextTask(Task):
         self._train: list[Prompt] | None = None
         self._every: list[Prompt] = []
         self._validation: list[Prompt] = []
-        self._pairs: list[Group] | None = None
+        self._pairs: GroupSequence | None = None
+        self._cache_dir = None if cache_dir is None else Path(cache_dir).expanduser() / "data"
 
     def check(self) -> None:
         """Read, validate and tokenise all files, once.
@@ -142,14 +161,10 @@ class TextTask(Task):
         self.check()
         return list(self._every)
 
-    def offline(self) -> list[Group] | None:
-        """The preference pairs, or None when no file of pairs was named."""
-        return self.pair_groups()
-
-    def pair_groups(self) -> list[Group] | None:
-        """The preference pairs as groups of two, read once."""
+    def offline(self) -> GroupSequence | None:
+        """The stored responses, decoded when they are asked for; None without such a file."""
         self.check()
-        return None if self._pairs is None else list(self._pairs)
+        return self._pairs
 
     def decode(self, ids: list[int]) -> str:
         """Text of a response without special tokens."""
@@ -167,48 +182,54 @@ class TextTask(Task):
             max_dropped=self._max_dropped,
             first_id=first_id,
             name=_SHIPPED_NAME if shipped else None,
+            cache_dir=None if shipped else self._cache_dir,
         )
         self.drops[which] = loaded.drops
-        return loaded.items
+        return list(loaded.items)
 
-    def _read_pairs(self) -> list[Group] | None:
+    def _read_pairs(self) -> GroupSequence | None:
         path = self._files["pairs"]
         if path is None:
             return None
-        loaded = load_pairs(
+        loaded = load_groups(
             path,
             encoder=self.encoder,
             columns=self._columns,
             max_dropped=self._max_dropped,
             first_id=_PAIRS_ID,
+            cache_dir=self._cache_dir,
         )
         self.drops["pairs"] = loaded.drops
         return loaded.items
 
-    def _hold_out(self, pairs: list[Group], validation: list[Prompt]) -> list[Group]:
-        held = {_key(p.text) for p in validation}
-        kept = [g for g in pairs if _key(g.prompt.text) not in held]
+    def _hold_out(self, pairs: GroupSequence, validation: list[Prompt]) -> GroupSequence:
+        held = {prompt_key(p.text) for p in validation}
+        kept = array("q", (n for n, key in enumerate(pairs.keys()) if key not in held))
         if not kept:
             raise Refusal(
                 f"All {len(pairs)} pairs of {self._files['pairs']} have a prompt that is held out "
                 "for validation. Expected pairs to train on; name a file of other prompts with "
                 "task.validation."
             )
-        if len(kept) < len(pairs):
-            log.warning(
-                "%s: %d of %d pairs are left out because their prompt is held out for validation; "
-                "name a file of other prompts with task.validation to keep them.",
-                self._files["pairs"],
-                len(pairs) - len(kept),
-                len(pairs),
-            )
-        return kept
+        if len(kept) == len(pairs):
+            return pairs
+        log.warning(
+            "%s: %d of %d pairs are left out because their prompt is held out for validation; "
+            "name a file of other prompts with task.validation to keep them.",
+            self._files["pairs"],
+            len(pairs) - len(kept),
+            len(pairs),
+        )
+        return pairs.select(kept)
 
     def _warn_of_overlap(
-        self, validation: list[Prompt], train: list[Prompt], pairs: list[Group] | None
+        self, validation: list[Prompt], train: list[Prompt], pairs: GroupSequence | None
     ) -> None:
-        known = {_key(p.text) for p in train} | {_key(g.prompt.text) for g in pairs or []}
-        shared = sum(_key(p.text) in known for p in validation)
+        asked = Counter(prompt_key(p.text) for p in validation)
+        known = {prompt_key(p.text) for p in train} & set(asked)
+        if pairs is not None:
+            known |= {key for key in pairs.keys() if key in asked}
+        shared = sum(asked[key] for key in known)
         if shared:
             log.warning(
                 "%s: %d of %d validation prompts are also trained on.",
@@ -231,22 +252,15 @@ def split_validation(prompts: list[Prompt], count: int) -> tuple[list[Prompt], l
     Returns:
         Training prompts in their order, and one prompt for each text held out, in their order.
     """
-    first: dict[str, Prompt] = {}
+    first: dict[bytes, Prompt] = {}
     for prompt in prompts:
-        first.setdefault(_key(prompt.text), prompt)
+        first.setdefault(prompt_key(prompt.text), prompt)
     if len(first) == 1:
         log.warning("There is one prompt alone: it is trained on and validated on.")
         return prompts, prompts[:1]
     most = len(first) // 2
     if count > most:
         log.warning("%d prompts are held out for validation instead of %d.", most, count)
-    held = set(sorted(first)[len(first) - min(count, most) :])
-    train = [p for p in prompts if _key(p.text) not in held]
+    held = set(heapq.nlargest(min(count, most), first))
+    train = [p for p in prompts if prompt_key(p.text) not in held]
     return train, [p for key, p in first.items() if key in held]
-
-
-def _key(text: str | Messages) -> str:
-    """Equal for prompts that say the same: a string equals one user message."""
-    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
-    canonical = json.dumps(messages, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()

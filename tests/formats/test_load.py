@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_pref.formats import TextEncoder, load_pairs, load_prompts
+from lit_pref.formats import TextEncoder, load_groups, load_prompts
 from lit_pref.testing.tokenizer import byte_tokenizer
 from lit_pref.types import Group, Refusal
 
@@ -40,7 +40,7 @@ def test_pairs_become_groups_of_two(write, chat_encoder):
         "weight": 0.5,
         "topic": "t",
     }
-    plain, chatted = load_pairs(write(PAIR, chat), encoder=chat_encoder).items
+    plain, chatted = load_groups(write(PAIR, chat), encoder=chat_encoder).items
     assert [r.rank for r in plain.responses] == [0, 1]
     assert [r.text for r in plain.responses] == ["good", "bad"]
     assert (plain.source, plain.margin, plain.weight) == ("offline", None, 1.0)
@@ -54,7 +54,7 @@ def test_pairs_become_groups_of_two(write, chat_encoder):
 def test_columns_map_our_names_to_the_users(write, chat_encoder):
     row = {"question": "p", "good": "a", "bad": "b", "gap": 1.5, "prompt": "kept as a column"}
     columns = {"prompt": "question", "chosen": "good", "rejected": "bad", "margin": "gap"}
-    group = load_pairs(write(row), encoder=chat_encoder, columns=columns).items[0]
+    group = load_groups(write(row), encoder=chat_encoder, columns=columns).items[0]
     assert (group.prompt.text, group.margin) == ("p", 1.5)
     assert group.prompt.columns == {"prompt": "kept as a column"}
     # The mapping of columns that prompts do not have does not matter to them.
@@ -71,12 +71,12 @@ def test_columns_map_our_names_to_the_users(write, chat_encoder):
     ],
 )
 def test_wrong_mappings_are_refused(write, chat_encoder, columns, says):
-    assert says in refusal(load_pairs, write(PAIR), chat_encoder, columns=columns)
+    assert says in refusal(load_groups, write(PAIR), chat_encoder, columns=columns)
 
 
 def test_a_missing_column_names_the_nearest_and_the_line(write, chat_encoder):
     path = write(PAIR, {"Promt": "p", "chosen": "a", "rejected": "b"})
-    message = refusal(load_pairs, path, chat_encoder)
+    message = refusal(load_groups, path, chat_encoder)
     assert message.startswith(f"{path}, line 2: the column 'prompt' is missing.")
     assert "Did you mean 'Promt'?" in message
     assert "task.columns={prompt: Promt}" in message
@@ -102,14 +102,14 @@ def test_a_missing_column_names_the_nearest_and_the_line(write, chat_encoder):
 )
 def test_rows_that_are_not_what_they_claim_are_refused(write, chat_encoder, change, says):
     path = write(PAIR, {**PAIR, **change})
-    message = refusal(load_pairs, path, chat_encoder)
+    message = refusal(load_groups, path, chat_encoder)
     assert message.startswith(f"{path}, line 2: ")
     assert says in message
 
 
 def test_messages_without_a_template_name_the_row(write, plain_encoder):
     path = write(PAIR, {**PAIR, "prompt": [{"role": "user", "content": "p"}]})
-    message = refusal(load_pairs, path, plain_encoder)
+    message = refusal(load_groups, path, plain_encoder)
     assert message.startswith(f"{path}, line 2: chat messages were given")
 
 
@@ -137,7 +137,7 @@ def test_a_row_that_cannot_be_used_is_dropped_counted_and_listed(
 ):
     path = write(PAIR, {**PAIR, **change}, PAIR, PAIR, PAIR)
     with caplog.at_level(logging.WARNING):
-        loaded = load_pairs(path, encoder=chat_encoder)  # 1 of 5 is just the default of 0.2
+        loaded = load_groups(path, encoder=chat_encoder)  # 1 of 5 is just the default of 0.2
     assert [g.prompt.row for g in loaded.items] == [1, 3, 4, 5]
     assert loaded.drops.counts == {reason: 1}
     assert f"1 of 5 rows cannot be used: 1 x {reason} (line 2)" in caplog.text
@@ -145,12 +145,12 @@ def test_a_row_that_cannot_be_used_is_dropped_counted_and_listed(
 
 def test_too_many_unusable_rows_refuse_the_file(write, chat_encoder):
     path = write(PAIR, PAIR, {**PAIR, "chosen": "bad"}, {**PAIR, "prompt": ""})
-    message = refusal(load_pairs, path, chat_encoder)
+    message = refusal(load_groups, path, chat_encoder)
     assert message.startswith(f"{path}, line 3: chosen equal to rejected. 2 of 4 rows")
     assert "Expected at most 20%" in message
-    assert len(load_pairs(path, encoder=chat_encoder, max_dropped=0.5).items) == 2
+    assert len(load_groups(path, encoder=chat_encoder, max_dropped=0.5).items) == 2
     with pytest.raises(Refusal, match="Expected a share of rows from 0 to 1"):
-        load_pairs(path, encoder=chat_encoder, max_dropped=20)
+        load_groups(path, encoder=chat_encoder, max_dropped=20)
 
 
 def test_a_file_with_nothing_usable_is_refused_whatever_the_share(write, chat_encoder):
@@ -178,12 +178,12 @@ def test_cut_responses_are_counted_and_not_finished(write, caplog):
         {"prompt": "p", "chosen": "abcdef", "rejected": "abcdxy"},
     ]
     with caplog.at_level(logging.WARNING):
-        loaded = load_pairs(write(*rows), encoder=encoder, max_dropped=0.5)
+        loaded = load_groups(write(*rows), encoder=encoder, max_dropped=0.5)
     chosen, rejected = loaded.items[0].responses
     assert (chosen.ids, chosen.text, chosen.finished) == (list(b"abcd"), "abcd", False)
     assert rejected.finished
     assert loaded.drops.counts == {"chosen equal to rejected": 1, "response cut": 1}
-    assert "1 responses cut" in caplog.text
+    assert "1 x response cut" in caplog.text
 
 
 # ---------------------------------------------------------------- whatever a file may hold
@@ -246,7 +246,7 @@ ENCODER = TextEncoder(byte_tokenizer(), eos_ids=[258], context_length=80)
 def test_any_file_is_refused_or_counted_or_usable(tmp_path, rows):
     path = tmp_path / "fuzz.jsonl"
     path.write_bytes(b"\n".join(rows))
-    for load in (load_pairs, load_prompts):
+    for load in (load_groups, load_prompts):
         try:
             loaded = load(path, encoder=ENCODER, max_dropped=1.0)
         except Refusal as refusal:
@@ -255,9 +255,9 @@ def test_any_file_is_refused_or_counted_or_usable(tmp_path, rows):
         assert loaded.items
         assert len(loaded.items) + loaded.drops.dropped == loaded.drops.rows
         for item in loaded.items:
-            prompt = item.prompt if load is load_pairs else item
+            prompt = item.prompt if load is load_groups else item
             assert 0 < len(prompt.ids) < 80
-        if load is load_pairs:
+        if load is load_groups:
             assert_groups_are_sound(loaded.items)
 
 

@@ -72,7 +72,7 @@ def test_pairs_are_offline_groups_with_ids_of_their_own(write):
     task = make(pairs=path)
     groups = task.offline()
     assert [[r.rank for r in g.responses] for g in groups] == [[0, 1], [0, 1]]
-    assert task.pair_groups()[0] is groups[0]
+    assert task.offline()[0] is groups[0]
     ids = [p.id for p in task.prompts() + task.validation()] + [g.prompt.id for g in groups]
     assert len(set(ids)) == len(ids)
 
