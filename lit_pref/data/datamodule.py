@@ -18,9 +18,21 @@ from lit_pref.data.evaluation import Measured, PromptLoader, measure_module
 from lit_pref.data.gather import annotate_over_processes
 from lit_pref.data.generate import generate_groups
 from lit_pref.data.loader import RoundLoader
+from lit_pref.data.reward_log import RewardLog
 from lit_pref.functional.rng import permutation
+from lit_pref.rewards.comparing import is_oracle
 from lit_pref.tasks.base import Task
-from lit_pref.types import Group, Prompt, Refusal, RewardSource, Round, RoundClient, Sampler, View
+from lit_pref.types import (
+    Group,
+    PreferenceOracle,
+    Prompt,
+    Refusal,
+    RewardSource,
+    Round,
+    RoundClient,
+    Sampler,
+    View,
+)
 
 __all__ = ["RoundDataModule", "RoundListener"]
 
@@ -75,7 +87,7 @@ class RoundDataModule(L.LightningDataModule):
         task: Task,
         *,
         sampler: Sampler,
-        reward: RewardSource | None,
+        reward: RewardSource | PreferenceOracle | None,
         prompts_per_round: int,
         responses_per_prompt: int,
         batch_size: int,
@@ -122,6 +134,7 @@ class RoundDataModule(L.LightningDataModule):
         self.predict_prompts: Sequence[Prompt] | None = None
         self.listeners: list[RoundListener] = []
         self.counters = {"samples": 0, "reward_queries": 0, "eval_queries": 0}
+        self.reward_log = RewardLog(reward, task)
         self.loader = RoundLoader(self)
         self.armed = False
         self.round: Round | None = None
@@ -214,6 +227,11 @@ class RoundDataModule(L.LightningDataModule):
                 f"{name} weighs samples by what produced them, but the data of data={self.source} "
                 "has no behaviour log-probs; use data=onpolicy, or set objective.importance=none "
                 "where that is right"
+            )
+        if self.fresh and is_oracle(self.reward) and present < 2:
+            raise Refusal(
+                f"reward {self.reward.name!r} compares the responses to a prompt with each other, "
+                f"and data.responses_per_prompt={present}; set it to 2 or more"
             )
         if needs.rewards and not self.scored():
             raise Refusal(
@@ -363,6 +381,9 @@ class RoundDataModule(L.LightningDataModule):
         round.notes.token.update(sampled_logps(round).token)
         round.view = client.view(round, seed=self.seed)
         client.observe(round)
+        values, asked = self.reward_log.of_round(groups, world=self.trainer.world_size)  # type: ignore[union-attr]
+        round.counts.update(values)
+        self.counters["eval_queries"] += asked
         if strict:  # then it is the policy now, and a ratio exactly 1
             round.notes.token.pop("old_logps", None)
         self.round, self._tensors = round, RoundTensors(round)

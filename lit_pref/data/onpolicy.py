@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_pref.data.datamodule import RoundDataModule
 from lit_pref.data.generate import round_prompts
-from lit_pref.types import Group, Refusal, RewardSource, RoundClient
+from lit_pref.types import Group, PreferenceOracle, Refusal, RewardSource, RoundClient
 
 __all__ = ["OnPolicyDataModule"]
 
@@ -21,7 +21,9 @@ class OnPolicyDataModule(RoundDataModule):
     source = "onpolicy"
     fresh = True
 
-    def __init__(self, task: Any, *, reward: RewardSource | None, **sizes: Any) -> None:
+    def __init__(
+        self, task: Any, *, reward: RewardSource | PreferenceOracle | None, **sizes: Any
+    ) -> None:
         super().__init__(task, reward=reward, **sizes)
         if reward is None:
             raise Refusal(

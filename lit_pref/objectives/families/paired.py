@@ -7,7 +7,13 @@ from typing import Literal
 import torch
 from typing_extensions import Unpack
 
-from lit_pref.functional.pairing import PAIRINGS, Pairing, order_scores, pair_indices
+from lit_pref.functional.pairing import (
+    PAIRINGS,
+    Pairing,
+    compared_pairs,
+    order_scores,
+    pair_indices,
+)
 from lit_pref.functional.rng import generator
 from lit_pref.objectives.base import ObjectiveModule, SharedArgs
 from lit_pref.types import Group, Needs, Policy, Refusal, Round, View
@@ -75,12 +81,17 @@ class PairedModule(ObjectiveModule):
         )
         if scores is None or group.weight == 0:
             return []
+        draws = generator(seed, "pairs", round, slot, group.prompt.id)
+        if group.comparisons is not None:  # an oracle's own verdicts, not those of win shares
+            return compared_pairs(
+                group.comparisons, scores, self.pairs, min_gap=self.min_gap, generator=draws
+            )
         return pair_indices(
             scores,
             self.pairs,
             min_gap=self.min_gap,
             temperature=self.pair_temperature,
-            generator=generator(seed, "pairs", round, slot, group.prompt.id),
+            generator=draws,
         )
 
     def select(self, round: Round, *, seed: int) -> list[list[bool]]:
