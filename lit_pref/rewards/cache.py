@@ -60,14 +60,17 @@ class DiskCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, UnicodeDecodeError) as error:
-            return self._broken(key, str(error))
+            self._broken(key, str(error))
+            return None
         try:
             entry = json.loads(text)
             value, check = entry["value"], entry["check"]
         except (ValueError, KeyError, TypeError) as error:
-            return self._broken(key, f"{type(error).__name__}: {error}")
+            self._broken(key, f"{type(error).__name__}: {error}")
+            return None
         if check != _check(key, value):
-            return self._broken(key, "its check sum is wrong")
+            self._broken(key, "its check sum is wrong")
+            return None
         self.hits += 1
         return value
 

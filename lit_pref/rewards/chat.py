@@ -62,11 +62,12 @@ class Chat:
             messages=messages,
             **self.settings,
         )
-        reply = self.cache.get(key)
-        if not isinstance(reply, str) or not pattern.search(reply):
-            body = {**self.settings, "messages": messages}
-            reply = await self.client.post(body, functools.partial(_content, pattern=pattern))
-            self.cache.put(key, reply)
+        kept = self.cache.get(key)
+        if isinstance(kept, str) and pattern.search(kept):
+            return pattern.findall(kept)[-1]
+        body = {**self.settings, "messages": messages}
+        reply = await self.client.post(body, functools.partial(_content, pattern=pattern))
+        self.cache.put(key, reply)
         return pattern.findall(reply)[-1]
 
 

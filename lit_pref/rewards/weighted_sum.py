@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Literal
 
@@ -113,7 +114,9 @@ def z_scores(scores: Sequence[float], sizes: Sequence[int]) -> list[float]:
     for size in sizes:
         part = list(scores[start : start + size])
         start += size
-        mean = math.fsum(part) / size if size else 0.0
-        std = math.sqrt(math.fsum((s - mean) ** 2 for s in part) / size) if size else 0.0
-        out += [(s - mean) / std if len(set(part)) > 1 and std > 0 else 0.0 for s in part]
+        if len(set(part)) < 2:
+            out += [0.0] * size
+            continue
+        mean, std = statistics.mean(part), statistics.pstdev(part)  # exact: no sum overflows
+        out += [(s - mean) / std if std > 0 else 0.0 for s in part]
     return out

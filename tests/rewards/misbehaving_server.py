@@ -116,6 +116,7 @@ def chat_reply(name, body):
 
 
 if __name__ == "__main__":
+    ThreadingHTTPServer.request_queue_size = 128  # connections that arrive together
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     print(server.server_address[1], flush=True)
