@@ -21,11 +21,13 @@ from lit_pref.errors import Refusal
 
 __all__ = [
     "Batch",
+    "Comparison",
     "FlatTokens",
     "Forward",
     "Group",
     "Needs",
     "Policy",
+    "PreferenceOracle",
     "Prompt",
     "Reference",
     "Refusal",
@@ -120,6 +122,9 @@ class Group:
     """Weight of the group in the loss; 0 keeps the place of a group that must not count."""
     origin: dict[str, Any] | None = None
     """Of a replayed group: the ``file`` and ``row`` it was read from, and its ``source`` there."""
+    comparisons: list[list[Any]] | None = None
+    """What a ``PreferenceOracle`` said: ``[first, second, P(first is better)]`` for each pair of
+    responses that was compared; None where nothing was compared."""
 
     @property
     def born(self) -> int:
@@ -132,6 +137,7 @@ class Group:
 
     def to_json(self) -> dict[str, Any]:
         """One line of ``samples.jsonl``: primitives only, nothing of time or host."""
+        compared = {} if self.comparisons is None else {"comparisons": self.comparisons}
         return {
             "prompt_id": self.prompt.id,
             "prompt": self.prompt.text,
@@ -144,6 +150,7 @@ class Group:
             "sampling": dict(self.sampling),
             "reward_source": self.reward_source,
             "responses": [r.to_json() for r in self.responses],
+            **compared,
         }
 
     def state(self) -> dict[str, Any]:
@@ -183,6 +190,7 @@ class Group:
             margin=state.get("margin"),
             weight=state.get("weight", 1.0),
             origin=state.get("origin"),
+            comparisons=state.get("comparisons"),
         )
 
 
@@ -584,11 +592,50 @@ class Sampler(Protocol):
 
 
 class RewardSource(Protocol):
-    """Scores responses."""
+    """Scores responses.
+
+    Two attributes may say how it wants to be called beside sampling, 1 each where they are absent:
+    ``concurrency``, the calls that may run at the same time (in threads), and ``groups_at_once``,
+    the groups of one call. A reward that is not what success is measured by (noise, normalised
+    parts) may have ``plain()``, the source to measure with.
+    """
 
     name: str
     version: str
 
     def score(self, groups: Sequence[Group]) -> list[float]:
         """One number per response, groups in order, responses in order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """A question to an oracle: which of two responses to one prompt is better?
+
+    Attributes:
+        group: the prompt and its responses.
+        first: position of one response in the group.
+        second: position of the other.
+    """
+
+    group: Group
+    first: int
+    second: int
+
+
+class PreferenceOracle(Protocol):
+    """Compares responses to the same prompt; the counterpart of ``RewardSource``.
+
+    Objectives on pairs train on the comparisons themselves, all others on each response's win
+    share: its mean probability of winning over the responses it was compared with.
+
+    ``concurrency`` and ``groups_at_once`` as for ``RewardSource``; ``opponents`` is the number of
+    responses that each response is compared with (None or absent: all others).
+    """
+
+    name: str
+    version: str
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
+        """P(first is better than second) in [0, 1] for each; 0.5 is a tie."""
         ...

@@ -27,6 +27,11 @@ GIVEN = {
     ("reward", "regex"): ["reward.pattern=x"],
     ("reward", "keyword"): ["reward.words=[x]"],
     ("reward", "callable"): ["reward.function=math.sqrt"],
+    ("reward", "compare"): ["reward.function=math.sqrt"],
+    ("reward", "learned"): ["reward.path=x"],
+    ("reward", "classifier"): ["reward.path=x"],
+    ("reward", "remote"): ["reward.url=http://x"],
+    ("reward", "judge"): ["reward.url=http://x", "reward.model=m"],
     ("reward", "sum"): ["reward.sources=[]", "reward.weights=[]"],
 }
 

@@ -24,7 +24,7 @@ from lit_pref.rewards import task_reward
 from lit_pref.tasks.base import Task
 from lit_pref.types import Refusal
 
-__all__ = ["Parts", "build", "make"]
+__all__ = ["Parts", "build", "make", "make_reward"]
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def build(cfg: DictConfig) -> Parts:
         if samples or task.true_reward() is not None:
             reward = task_reward(task)
     else:
-        reward = make(cfg.reward, without=("name",), tokenizer=policy.spec.tokenizer)
+        reward = make_reward(cfg, task, tokenizer=policy.spec.tokenizer)
     more: dict[str, Any] = {}
     if "held_out" in cfg.data and cfg.data.held_out is None:
         more["held_out"] = 0.0 if objective.needs.policy else 0.1
@@ -121,6 +121,11 @@ def build(cfg: DictConfig) -> Parts:
     )
     data.check(objective)
     return Parts(task=task, policy=policy, objective=objective, data=data)
+
+
+def make_reward(cfg: DictConfig, task: Task, **extra: Any) -> Any:
+    """The reward or oracle of the configuration, where it is not the task's own."""
+    return make(cfg.reward, without=("name",), true_reward=task.true_reward(), **extra)
 
 
 def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, HFPolicy]:

@@ -13,15 +13,16 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from lit_pref.app.build import make, task_and_policy
+from lit_pref.app.build import make, make_reward, task_and_policy
 from lit_pref.app.request import Request, Source
 from lit_pref.callbacks import newest_checkpoint
 from lit_pref.objectives.forward import EngineForward
 from lit_pref.policies.hf import HFPolicy
 from lit_pref.policies.models import hf
 from lit_pref.policies.pretrained import no_progress_bars
+from lit_pref.rewards.base import measuring
 from lit_pref.tasks.base import Task
-from lit_pref.types import Forward, Policy, Refusal, RewardSource
+from lit_pref.types import Forward, Policy, Refusal
 
 __all__ = [
     "PolicyWork",
@@ -41,18 +42,27 @@ def policy_of(request: Request) -> tuple[Task, HFPolicy]:
     return task_and_policy(request.cfg, initialise=request.source.folder is None)
 
 
-def reward_of(cfg: DictConfig, task: Task, *, prefer_true: bool) -> RewardSource | None:
+def reward_of(cfg: DictConfig, task: Task, *, prefer_true: bool, measure: bool = False) -> Any:
     """The reward of the configuration; None where it is the task's own and the task has none.
 
     Args:
         cfg: with a ``reward`` node.
         task: the task.
         prefer_true: take the task's true reward where there is one, as validation does.
+        measure: leave noise out, and refuse what compares and does not score.
     """
     true = task.true_reward()
     if cfg.reward.name == "task" or (prefer_true and true is not None):
         return true
-    return make(cfg.reward, without=("name",))
+    reward = make_reward(cfg, task)
+    if not measure:
+        return reward
+    if (found := measuring(reward)) is None and not prefer_true:
+        raise Refusal(
+            f"reward={cfg.reward.name} compares responses with each other and gives none a score "
+            "of its own, so it cannot measure a policy; choose a reward that scores"
+        )
+    return found
 
 
 # --------------------------------------------------------------------------- weights

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from lit_pref.data.stored import place_of
+from lit_pref.rewards.comparing import is_oracle
 from lit_pref.types import Group, Refusal, RoundClient
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ def check_combination(data: RoundDataModule, client: RoundClient) -> None:
             f"{name} weighs samples by what produced them, but the data of data={data.source} "
             f"has no behaviour log-probs{_where(data, 'unknown')}; use data=onpolicy, or a "
             "samples.jsonl of an earlier run with data=replay"
+        )
+    if data.fresh_groups and is_oracle(data.reward) and data.responses_per_prompt < 2:
+        raise Refusal(
+            f"reward {data.reward.name!r} compares the responses to a prompt with each other, "
+            f"and data.responses_per_prompt={data.responses_per_prompt}; set it to 2 or more"
         )
     if needs.rewards and not data.scored():
         raise Refusal(

@@ -19,12 +19,22 @@ from lit_pref.data.evaluation import Measured, PromptLoader, measure_module
 from lit_pref.data.generate import generate_groups
 from lit_pref.data.loader import RoundLoader
 from lit_pref.data.refill import NoSignal, refill
+from lit_pref.data.reward_log import RewardLog
 from lit_pref.data.rounds import RoundListener, make_round, round_from_state, round_state
 from lit_pref.data.stored import StoredGroups
 from lit_pref.data.streams import PromptStream
 from lit_pref.functional.rng import Order, permutation
 from lit_pref.tasks.base import Task
-from lit_pref.types import Group, Prompt, Refusal, RewardSource, Round, RoundClient, Sampler
+from lit_pref.types import (
+    Group,
+    PreferenceOracle,
+    Prompt,
+    Refusal,
+    RewardSource,
+    Round,
+    RoundClient,
+    Sampler,
+)
 
 __all__ = ["RoundDataModule", "RoundListener"]
 
@@ -69,7 +79,7 @@ class RoundDataModule(L.LightningDataModule):
         task: Task,
         *,
         sampler: Sampler,
-        reward: RewardSource | None,
+        reward: RewardSource | PreferenceOracle | None,
         prompts_per_round: int,
         responses_per_prompt: int,
         batch_size: int,
@@ -114,6 +124,7 @@ class RoundDataModule(L.LightningDataModule):
         self.predict_prompts: Sequence[Prompt] | None = None
         self.listeners: list[RoundListener] = []
         self.counters = {"samples": 0, "reward_queries": 0, "eval_queries": 0}
+        self.reward_log = RewardLog(reward, task)
         self.loader = RoundLoader(self)
         self.armed = False
         self.round: Round | None = None

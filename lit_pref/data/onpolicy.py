@@ -8,7 +8,7 @@ from lit_pref.data.checks import need_reward
 from lit_pref.data.datamodule import RoundDataModule
 from lit_pref.data.refill import NoSignal, check_no_signal
 from lit_pref.data.streams import PromptStream
-from lit_pref.types import Group, RewardSource, RoundClient
+from lit_pref.types import Group, PreferenceOracle, RewardSource, RoundClient
 
 __all__ = ["OnPolicyDataModule"]
 
@@ -32,7 +32,7 @@ class OnPolicyDataModule(RoundDataModule):
         self,
         task: Any,
         *,
-        reward: RewardSource | None,
+        reward: RewardSource | PreferenceOracle | None,
         no_signal: NoSignal = "keep",
         refill_limit: int | None = None,
         **sizes: Any,

@@ -50,6 +50,9 @@ def make_round(data: RoundDataModule, index: int, client: RoundClient) -> Round:
     round.notes.token.update(sampled_logps(round).token)
     round.view = client.view(round, seed=data.seed)
     client.observe(round)
+    values, asked = data.reward_log.of_round(groups, world=data.trainer.world_size)
+    round.counts.update(values)
+    data.counters["eval_queries"] += asked
     if strict:  # then it is the policy now, and a ratio exactly 1
         round.notes.token.pop("old_logps", None)
     return round

@@ -11,7 +11,14 @@ from typing import Literal
 
 import torch
 
-__all__ = ["PAIRINGS", "Pairing", "order_scores", "pair_indices", "unusable_pairs"]
+__all__ = [
+    "PAIRINGS",
+    "Pairing",
+    "compared_pairs",
+    "order_scores",
+    "pair_indices",
+    "unusable_pairs",
+]
 
 Pairing = Literal["best_worst", "all", "random", "bradley_terry"]
 PAIRINGS: tuple[str, ...] = ("best_worst", "all", "random", "bradley_terry")
@@ -115,3 +122,46 @@ def unusable_pairs(
             elif abs(gaps[i] - gaps[j]) < min_gap:
                 close += 1
     return ties, close
+
+
+def compared_pairs(
+    comparisons: Sequence[Sequence[float]],
+    shares: Sequence[float],
+    how: Pairing,
+    *,
+    min_gap: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[tuple[int, int]]:
+    """(winner, loser) positions within a group whose responses were compared by an oracle.
+
+    A comparison is decided when P(first is better) is not 1/2. ``all`` takes every decided
+    comparison, also where they form a cycle; ``random`` takes one of them, uniformly;
+    ``bradley_terry`` takes one of them uniformly and draws the winner with the oracle's
+    probability; ``best_worst`` takes the responses with the largest and the smallest win share,
+    whether or not these two were compared.
+
+    Args:
+        comparisons: (first, second, P(first is better)).
+        shares: [K] win share of each response.
+        how: the rule.
+        min_gap: comparisons with ``abs(2 P - 1)`` below it are left out (``best_worst``: win
+            shares that differ by less).
+        generator: for the random rules.
+
+    Example:
+        >>> compared_pairs([(0, 1, 0.0), (0, 2, 0.5), (1, 2, 0.75)], [0.25, 0.875, 0.375], "all")
+        [(1, 0), (1, 2)]
+    """
+    if how == "best_worst":
+        return pair_indices(shares, how, min_gap=min_gap)
+    decided = [
+        (int(i), int(j), float(p)) if p > 0.5 else (int(j), int(i), 1.0 - float(p))
+        for i, j, p in comparisons
+        if p != 0.5 and abs(2 * p - 1) >= min_gap
+    ]
+    if not decided or how == "all":
+        return [(i, j) for i, j, _ in decided]
+    winner, loser, p = decided[int(torch.randint(len(decided), (1,), generator=generator))]
+    if how == "bradley_terry" and float(torch.rand(1, generator=generator)) >= p:
+        winner, loser = loser, winner
+    return [(winner, loser)]

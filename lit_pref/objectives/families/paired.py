@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from lit_pref.functional.pairing import (
     PAIRINGS,
     Pairing,
+    compared_pairs,
     order_scores,
     pair_indices,
     unusable_pairs,
@@ -78,13 +79,18 @@ class PairedModule(ObjectiveModule):
         scores = group_order(group)
         if scores is None or group.weight == 0:
             return []
+        draws = generator(seed, "pairs", round, slot, group.prompt.id)
+        if group.comparisons is not None:  # an oracle's own verdicts, not those of win shares
+            return compared_pairs(
+                group.comparisons, scores, self.pairs, min_gap=self.min_gap, generator=draws
+            )
         return pair_indices(
             scores,
             self.pairs,
             gaps=_rewards(group),
             min_gap=self.min_gap,
             temperature=self.pair_temperature,
-            generator=generator(seed, "pairs", round, slot, group.prompt.id),
+            generator=draws,
         )
 
     def _unusable(self, group: Group) -> tuple[int, int]:
@@ -92,6 +98,9 @@ class PairedModule(ObjectiveModule):
         scores = group_order(group)
         if scores is None or group.weight == 0:
             return 0, 0
+        if group.comparisons is not None:
+            sure = [abs(2 * p - 1) for _, _, p in group.comparisons]
+            return sum(s == 0 for s in sure), sum(0 < s < self.min_gap for s in sure)
         return unusable_pairs(scores, gaps=_rewards(group), min_gap=self.min_gap)
 
     def select(self, round: Round, *, seed: int) -> list[list[bool]]:
