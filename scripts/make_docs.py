@@ -45,6 +45,12 @@ TWO_STEPS = {
     "onpolicy": ("data.prompts_per_round=4", "data.rounds=2"),
     "offline": ("task.offline_prompts=6", "data.prompts_per_round=4", "data.reuse=2"),
 }
+INSTRUMENTS = "callbacks=instruments"
+ALL_INSTRUMENTS = (
+    f"{INSTRUMENTS} task=text model=tiny reward=length sampler.max_new_tokens=16 "
+    "callbacks.against_reference.comparer={_target_:lit_pref.testing.Shorter}"
+)
+"""Text has lengths to compare, and a judge: what the bandit cannot log. Run for one objective."""
 _SECTIONS = re.compile(r"\n\s*(Args|Returns|Raises|Example|Examples|Attributes):\n.*", re.S)
 
 PAPER = "Table 1 of arXiv 2404.14367"
@@ -158,7 +164,8 @@ def record(names: Iterable[str]) -> None:
     notes = load_notes()
     for name in names:
         found: dict[str, list[str]] = {"": sorted(set().union(*_logged(name, ())))}
-        for options in notes.get(name, {}).get("options", []):
+        more = [INSTRUMENTS, *([ALL_INSTRUMENTS] if name == "dpo" else [])]
+        for options in [*notes.get(name, {}).get("options", []), *more]:
             logged = set().union(*_logged(name, options.split()))
             found[options] = sorted(logged - set(found[""]))
         known[name] = found
@@ -307,9 +314,12 @@ def _metrics(recorded: dict[str, list[str]], shared: Sequence[str]) -> list[str]
     if own:
         lines += ["Of this objective and its data:", "", *metric_table(own), ""]
     for options, names in recorded.items():
-        if options and names:
+        if options and names and not options.startswith(INSTRUMENTS):
             lines += [f"With `{options}` also:", "", *metric_table(_ordered(names)), ""]
-    return [*lines, "In every run:", "", *metric_table(n for n in shared if n in recorded[""])]
+    lines += ["In every run:", "", *metric_table(n for n in shared if n in recorded[""]), ""]
+    if recorded.get(INSTRUMENTS):
+        lines.append(f"More with `{INSTRUMENTS}`: [Instruments](../guide/instruments.md).")
+    return lines
 
 
 def pages() -> dict[Path, str]:

@@ -23,6 +23,7 @@ from lit_pref.metrics.window import Window
 from lit_pref.objectives.behaviour import finish_importance, track_behaviour, track_sampling
 from lit_pref.objectives.evaluate import log_measures, predict_groups
 from lit_pref.objectives.forward import EngineForward
+from lit_pref.objectives.gradient_parts import gradient_parts
 from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings, clip_gradients
 from lit_pref.objectives.step import backward, backward_coupled
 from lit_pref.policies.sharding import is_sharded, shard
@@ -225,6 +226,10 @@ class ObjectiveModule(L.LightningModule):
         if self.needs.policy:
             track_sampling(self.window, token_logps, batch)
             track_behaviour(self.window, token_logps, batch)
+
+    def gradient_parts(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Norms and cosine of what raises log-probs and what lowers them, for the callback."""
+        return gradient_parts(self, batch)
 
     # ------------------------------------------------------------------ logging
 
