@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -74,4 +75,10 @@ def stream_position(size: int, position: int, *coordinates: int | str) -> tuple[
         (item, number of the permutation it was taken from).
     """
     epoch, offset = divmod(position, size)
-    return permutation(size, *coordinates, epoch)[offset], epoch
+    return _kept_permutation(size, *coordinates, epoch)[offset], epoch
+
+
+@lru_cache(maxsize=8)
+def _kept_permutation(size: int, *coordinates: int | str) -> tuple[int, ...]:
+    """Neighbours in a stream share their permutation: one for all, not one for each."""
+    return tuple(permutation(size, *coordinates))
