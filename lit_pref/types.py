@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -267,12 +268,10 @@ class FlatTokens:
         """The same prompts without unused ones, and only these responses (ascending indices)."""
         prompts = sorted({self.prompt_of[i] for i in responses})
         place = {p: n for n, p in enumerate(prompts)}
-        prompt_parts = self.prompt_ids.split(self.prompt_lengths)
-        response_parts = self.response_ids.split(self.lengths)
         return FlatTokens(
-            prompt_ids=_cat([prompt_parts[p] for p in prompts], self.prompt_ids),
+            prompt_ids=_pieces(self.prompt_ids, self.prompt_lengths, prompts),
             prompt_lengths=[self.prompt_lengths[p] for p in prompts],
-            response_ids=_cat([response_parts[i] for i in responses], self.response_ids),
+            response_ids=_pieces(self.response_ids, self.lengths, responses),
             lengths=[self.lengths[i] for i in responses],
             prompt_of=[place[self.prompt_of[i]] for i in responses],
         )
@@ -285,8 +284,12 @@ class FlatTokens:
         )
 
 
-def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
-    return torch.cat(parts) if parts else like.new_zeros((0, *like.shape[1:]))
+def _pieces(values: Tensor, lengths: Sequence[int], chosen: Sequence[int]) -> Tensor:
+    """Some pieces of a flat tensor, one after the other; no tensor is made for the others."""
+    ends = list(accumulate(lengths))
+    assert sum(lengths) == len(values)
+    parts = [values[ends[i] - lengths[i] : ends[i]] for i in chosen]
+    return torch.cat(parts) if parts else values.new_zeros((0, *values.shape[1:]))
 
 
 @dataclass(slots=True)
@@ -313,10 +316,7 @@ class View:
         index = torch.tensor(list(responses), dtype=torch.long)
         out = View(
             response={k: v[index.to(v.device)] for k, v in self.response.items()},
-            token={
-                k: _cat([v.split(list(lengths))[i] for i in responses], v)
-                for k, v in self.token.items()
-            },
+            token={k: _pieces(v, lengths, responses) for k, v in self.token.items()},
         )
         if self.pairs is not None:
             place = torch.full((len(lengths),), -1, dtype=torch.long)

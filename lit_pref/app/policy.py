@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_pref.app.build import make, make_reward, task_and_policy
+from lit_pref.app.prepare import plan, prepare
 from lit_pref.app.request import Request, Source
 from lit_pref.callbacks import newest_checkpoint
 from lit_pref.objectives.forward import EngineForward
@@ -38,7 +39,11 @@ log = logging.getLogger(__name__)
 
 
 def policy_of(request: Request) -> tuple[Task, HFPolicy]:
-    """The task and the policy before any training of the run; its weights are loaded later."""
+    """The task and the policy before any training of the run; its weights are loaded later.
+
+    Runs that the task needs are made first, where they are not there.
+    """
+    prepare(plan(request.cfg))
     return task_and_policy(request.cfg, initialise=request.source.folder is None)
 
 
