@@ -53,6 +53,7 @@ _HOME = {
     "OfflineDataModule": "data",
     "RoundDataModule": "data",
     "HFPolicy": "policies",
+    "LoRA": "policies",
     "ScalarHead": "policies",
     "LearnedReward": "rewards",
     "FrozenReference": "policies",

@@ -270,6 +270,11 @@ class ObjectiveModule(L.LightningModule):
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
+        if mesh is not None and getattr(self.policy, "lora", None) is not None:
+            raise Refusal(
+                "adapters cannot be sharded (strategy=fsdp2 with model.lora); use strategy=ddp: "
+                "only the adapters have gradients and optimizer state"
+            )
         if mesh is not None and not self.shards:
             raise Refusal(
                 f"{type(self).__name__} cannot be sharded (strategy=fsdp2): what it has "
@@ -314,10 +319,14 @@ class ObjectiveModule(L.LightningModule):
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must agree on to be loaded into this module."""
-        spec = getattr(self.policy, "spec", None)
+        spec, lora = (getattr(self.policy, name, None) for name in ("spec", "lora"))
+        model = "" if spec is None else f"{spec.name} ({spec.fingerprint[:12]})"
+        if lora is None:
+            return {"objective": type(self).__name__, "model": model}
         return {
             "objective": type(self).__name__,
-            "model": "" if spec is None else f"{spec.name} ({spec.fingerprint[:12]})",
+            "model": f"{model} with {lora}",
+            "base model": self.policy.base_digest(),  # type: ignore[attr-defined]
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lit_pref.policies.hf import HFPolicy
+from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.types import FlatTokens, Policy, Refusal, TokenStats
 
 __all__ = ["FrozenReference", "MovingReference"]
 
 
 class FrozenReference:
-    """A copy of the policy as it is before training.
+    """A copy of the policy as it is before training; with LoRA the policy without its adapters.
 
     It is not a submodule of the objective, so no checkpoint carries its weights; a resumed run
     makes it again from the same source, before the checkpoint is loaded.
@@ -80,7 +80,7 @@ class MovingReference:
     def prepare(self, policy: HFPolicy) -> None:
         """Take the copy; does nothing the second time."""
         if self.copy is None:
-            self.copy = policy.frozen_copy()
+            self.copy = policy.frozen_copy(adapters=True)
 
     def to(self, device: torch.device) -> None:
         if self.copy is not None:
@@ -99,7 +99,8 @@ class MovingReference:
             return
         theirs = dict(policy.named_parameters())  # type: ignore[attr-defined]
         for name, weight in self.copy.named_parameters():
-            weight.lerp_(theirs[name].detach().to(weight), self.mix)
+            if theirs[name] is not weight:  # with LoRA both have the same weights
+                weight.lerp_(theirs[name].detach().to(weight), self.mix)
 
     def state(self) -> dict[str, Tensor]:
         """All weights, for checkpoints."""
