@@ -29,7 +29,8 @@ __all__ = ["Parts", "build", "make"]
 log = logging.getLogger(__name__)
 
 _NOT_ARGUMENTS = (
-    "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "lora", "monitor",
+    "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "lora",
+    "monitor",
 )  # fmt: skip
 """Keys of a node that other nodes read; they are not arguments of its class."""
 

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from lit_pref.engine.forward import Path, hf_token_stats
 from lit_pref.policies.lora import (
     LoRA,
-    add_adapters,
     adapters_off,
+    add_adapters,
     is_adapter,
     merged_state,
     save_adapters,
 )
-from lit_pref.policies.prepare import recompute_activations, switch_dropout_off, weights_digest
+from lit_pref.policies.prepare import (
+    keep_trainable,
+    recompute_activations,
+    switch_dropout_off,
+    weights_digest,
+)
 from lit_pref.policies.pretrained import no_progress_bars
 from lit_pref.policies.probe import head_is_plain, packed_misfit
 from lit_pref.policies.sharding import full_state, is_sharded
@@ -75,6 +80,16 @@ class HFPolicy(nn.Module):
         lora: LoRA | None = None,
     ) -> None:
         super().__init__()
+        if spec.quantized and lora is None:
+            raise Refusal(
+                f"the weights of {spec.name} are quantized (model.quantize) and cannot be trained; "
+                "train adapters on them with model.lora.rank=16, or leave model.quantize out"
+            )
+        if spec.quantized and lora is not None and lora.export == "merged":
+            raise Refusal(
+                "adapters cannot be merged into quantized weights (model.quantize); use "
+                "model.lora.export=adapter"
+            )
         self.spec = spec
         self.initialise = initialise
         self.path: Path = path
@@ -98,6 +113,7 @@ class HFPolicy(nn.Module):
             return self
         model = self.spec.load()
         switch_dropout_off(model)
+        keep_trainable(model)
         if self.initialise is not None:
             self.initialise(model)
         if self.lora is not None:

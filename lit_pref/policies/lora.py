@@ -90,7 +90,7 @@ def _config(lora: LoRA) -> Any:
     targets = named if named == "all-linear" or not isinstance(named, str) else [named]
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.scale,
+        lora_alpha=lora.scale,  # type: ignore[arg-type]
         target_modules=targets,
         lora_dropout=0.0,
         bias="none",

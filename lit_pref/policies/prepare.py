@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_pref.policies.spec import dropout_off
 
-__all__ = ["recompute_activations", "switch_dropout_off", "weights_digest"]
+__all__ = ["keep_trainable", "recompute_activations", "switch_dropout_off", "weights_digest"]
 
 
 def switch_dropout_off(model: nn.Module) -> None:
@@ -35,6 +35,16 @@ def _is_rate(name: str) -> bool:
     return "dropout" in name or name.endswith("pdrop") or name in ("layerdrop", "drop_path")
 
 
+def keep_trainable(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking weights after a forward in eval mode on a CPU.
+
+    The repacked form has no gradient, and nothing turns it back when training goes on.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
 def recompute_activations(model: Any) -> None:
     """Gradient checkpointing, under the name that this version of transformers has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None)
@@ -54,5 +64,5 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return found.hexdigest()[:32]
