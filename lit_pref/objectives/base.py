@@ -154,8 +154,20 @@ class ObjectiveModule(L.LightningModule):
         tokens = round.tokens()
         notes = View()
         for name, which in self.annotations(round).items():
-            notes.token[name] = forward(which, tokens).logps
+            if which == "reference":
+                notes.token[name] = self.reference_logps(round, tokens, forward)
+            else:
+                notes.token[name] = forward(which, tokens).logps
         return notes
+
+    def reference_logps(self, round: Round, tokens: FlatTokens, forward: Forward) -> Tensor:
+        """[T] log-probs under the reference; those of stored responses may come from a file."""
+        stored = [round.groups[g].source != "onpolicy" for g in round.group_index()]
+        cache_of = getattr(self.reference, "cache", None)
+        cache = cache_of(precision=self.trainer.precision) if cache_of and any(stored) else None
+        if cache is None:
+            return forward("reference", tokens).logps
+        return cache.logps(tokens, stored, lambda part: forward("reference", part).logps)
 
     def response_sums(self, token_values: Tensor, tokens: FlatTokens) -> Tensor:
         """[B] sums over each response."""

@@ -247,12 +247,17 @@ class HFPolicy(nn.Module):
         return twin.requires_grad_(False).eval()
 
     def base_digest(self) -> str:
-        """A hash of the weights that do not train; with LoRA a checkpoint belongs to them."""
+        """A hash of all weights but adapters, by their plain names.
+
+        Made once: ask only where these weights do not train (references, models with adapters).
+        """
         if self._digest is None:
             self.load()
-            trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
             state = self.model.state_dict()
-            self._digest = weights_digest({k: v for k, v in state.items() if k not in trained})
+            plain = {
+                k.replace(".base_layer.", "."): v for k, v in state.items() if not is_adapter(k)
+            }
+            self._digest = weights_digest(plain)
         return self._digest
 
     def whole_state(self) -> dict[str, Tensor]:
