@@ -55,6 +55,7 @@ _HOME = {
     "ReplayDataModule": "data",
     "RoundDataModule": "data",
     "HFPolicy": "policies",
+    "LoRA": "policies",
     "ScalarHead": "policies",
     "LearnedReward": "rewards",
     "FrozenReference": "policies",

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from lit_pref.callbacks import MetricsCSV, RunFiles
 from lit_pref.data import RoundDataModule
 from lit_pref.objectives import ObjectiveModule
-from lit_pref.policies.hf import HFPolicy
+from lit_pref.policies.causal_lm import HFPolicy
+from lit_pref.policies.lora import LoRA
 from lit_pref.rewards import task_reward
 from lit_pref.tasks.base import Task
 from lit_pref.types import Refusal
@@ -29,8 +30,8 @@ __all__ = ["Parts", "build", "make", "make_reward"]
 log = logging.getLogger(__name__)
 
 _NOT_ARGUMENTS = (
-    "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "monitor",
-    "threads", "prepare",
+    "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "lora",
+    "monitor", "threads", "prepare",
 )  # fmt: skip
 """Keys of a node that other nodes read; they are not arguments of its class."""
 
@@ -157,8 +158,17 @@ def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, 
         initialise=start,
         path=cfg.model.forward,
         gradient_checkpointing=cfg.model.gradient_checkpointing,
+        lora=lora_of(cfg.model),
     )
     return task, policy
+
+
+def lora_of(model: DictConfig) -> LoRA | None:
+    """Adapters to train instead of the model's weights; None where ``model.lora`` asks for none."""
+    node = model.get("lora")
+    if node is None or node.rank is None:
+        return None
+    return LoRA(**OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
 
 
 def _check_lengths(cfg: DictConfig, spec: Any, task: Task) -> None:

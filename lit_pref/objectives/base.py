@@ -156,8 +156,20 @@ class ObjectiveModule(L.LightningModule):
         tokens = round.tokens()
         notes = View()
         for name, which in self.annotations(round).items():
-            notes.token[name] = forward(which, tokens).logps
+            if which == "reference":
+                notes.token[name] = self.reference_logps(round, tokens, forward)
+            else:
+                notes.token[name] = forward(which, tokens).logps
         return notes
+
+    def reference_logps(self, round: Round, tokens: FlatTokens, forward: Forward) -> Tensor:
+        """[T] log-probs under the reference; those of stored responses may come from a file."""
+        stored = [round.groups[g].source != "onpolicy" for g in round.group_index()]
+        cache_of = getattr(self.reference, "cache", None)
+        cache = cache_of(precision=self.trainer.precision) if cache_of and any(stored) else None
+        if cache is None:
+            return forward("reference", tokens).logps
+        return cache.logps(tokens, stored, lambda part: forward("reference", part).logps)
 
     def response_sums(self, token_values: Tensor, tokens: FlatTokens) -> Tensor:
         """[B] sums over each response."""
@@ -276,6 +288,11 @@ class ObjectiveModule(L.LightningModule):
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
+        if mesh is not None and getattr(self.policy, "lora", None) is not None:
+            raise Refusal(
+                "adapters cannot be sharded (strategy=fsdp2 with model.lora); use strategy=ddp: "
+                "only the adapters have gradients and optimizer state"
+            )
         if mesh is not None and not self.shards:
             raise Refusal(
                 f"{type(self).__name__} cannot be sharded (strategy=fsdp2): what it has "
@@ -320,10 +337,14 @@ class ObjectiveModule(L.LightningModule):
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must agree on to be loaded into this module."""
-        spec = getattr(self.policy, "spec", None)
+        spec, lora = (getattr(self.policy, name, None) for name in ("spec", "lora"))
+        model = "" if spec is None else f"{spec.name} ({spec.fingerprint[:12]})"
+        if lora is None:
+            return {"objective": type(self).__name__, "model": model}
         return {
             "objective": type(self).__name__,
-            "model": "" if spec is None else f"{spec.name} ({spec.fingerprint[:12]})",
+            "model": f"{model} with {lora}",
+            "base model": self.policy.base_digest(),  # type: ignore[attr-defined]
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ class ModelSpec:
         vocab_size: rows of the embedding, so every token id is below it.
         load: makes the model, on the CPU, dropout off; call ``train()`` or ``eval()`` yourself.
         fingerprint: the same for the same weights, else different.
+        quantized: its weights cannot be trained, adapters on them can.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelSpec:
     vocab_size: int
     load: Callable[[], PreTrainedModel]
     fingerprint: str
+    quantized: bool = False
 
 
 def eos_ids_of(
