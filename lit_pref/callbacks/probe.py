@@ -89,8 +89,9 @@ class Probe(L.Callback):
 
     def _find(self, occasion: Occasion) -> list[Group]:
         data = occasion.data
-        for stored in (data.held_out_groups, getattr(data, "stored", None), data.task.offline()):
-            if stored is not None and (found := best_and_worst(stored, self.pairs)):
+        stored = None if data.stored is None else data.stored.groups
+        for groups in (data.held_out_groups, stored, data.task.offline()):
+            if groups and (found := best_and_worst(groups, self.pairs)):
                 return found
         if self.source == "stored" or occasion.reward is None:
             return []
