@@ -48,9 +48,10 @@ TWO_STEPS = {
 INSTRUMENTS = "callbacks=instruments"
 ALL_INSTRUMENTS = (
     f"{INSTRUMENTS} task=text model=tiny reward=length sampler.max_new_tokens=16 "
+    f"sampler.stop_ids=[{','.join(map(str, range(0, 250, 9)))}] "
     "callbacks.against_reference.comparer={_target_:lit_pref.testing.Shorter}"
 )
-"""Text has lengths to compare, and a judge: what the bandit cannot log. Run for one objective."""
+"""Lengths that differ, and a judge: what the bandit cannot log. Run for one objective."""
 _SECTIONS = re.compile(r"\n\s*(Args|Returns|Raises|Example|Examples|Attributes):\n.*", re.S)
 
 PAPER = "Table 1 of arXiv 2404.14367"
@@ -173,14 +174,15 @@ def record(names: Iterable[str]) -> None:
         METRICS.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-def _logged(name: str, options: Iterable[str]) -> list[set[str]]:
+def _logged(name: str, options: Sequence[str]) -> list[set[str]]:
     from hydra import compose
 
     from lit_pref.app.preflight import composing
     from lit_pref.app.run import run_job
 
     out: list[set[str]] = []
-    for source in SOURCES:
+    another = any(o.startswith("task=") for o in options)  # it may have no offline data
+    for source in ["onpolicy"] if another else SOURCES:
         with tempfile.TemporaryDirectory() as base:
             folder = Path(base) / "run"
             overrides = [f"objective={name}", f"data={source}", *SIZES, *TWO_STEPS[source]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import lightning as L
@@ -13,21 +14,32 @@ from lit_pref.data.gather import gather_strided
 from lit_pref.metrics.instruments import SequenceKL, WinRate
 from lit_pref.types import Group, Refusal
 
-__all__ = ["AgainstReference", "Comparer"]
+__all__ = ["AgainstReference", "Comparer", "Duel"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Duel:
+    """A question to a judge: which of two responses of a group is better?
+
+    Attributes:
+        group: the prompt and its responses.
+        first: position of one response in the group.
+        second: position of the other.
+    """
+
+    group: Group
+    first: int
+    second: int
 
 
 class Comparer(Protocol):
     """Judges pairs of responses."""
 
-    def compare(self, first: Sequence[Group], second: Sequence[Group]) -> Sequence[float]:
-        """How sure it is that the first is better.
+    def compare(self, comparisons: Sequence[Any]) -> Sequence[float]:
+        """P(first is better than second) in [0, 1] for each; 0.5 is a tie.
 
         Args:
-            first: groups of one response.
-            second: groups of one response to the same prompts.
-
-        Returns:
-            For each prompt a number in [0, 1]: 1 the first wins, 0 the second, 0.5 a tie.
+            comparisons: records with ``group``, ``first`` and ``second`` (see ``Duel``).
         """
         ...
 
@@ -100,18 +112,20 @@ def _compared(comparer: Any, pairs: Sequence[tuple[Group, Group]]) -> list[float
     """The first response of each side is judged."""
     if not pairs:
         return []
-    heads = [[_first(g) for g in side] for side in zip(*pairs, strict=True)]
-    wins = [float(x) for x in comparer.compare(*heads)]
+    duels = [Duel(group=_together(*pair), first=0, second=1) for pair in pairs]
+    wins = [float(x) for x in comparer.compare(duels)]
     if len(wins) != len(pairs) or not all(0 <= w <= 1 for w in wins):
         raise Refusal(
             f"{type(comparer).__name__}.compare must return {len(pairs)} numbers in [0, 1], one "
-            f"per prompt, got {wins[:5]}{'...' if len(wins) > 5 else ''} ({len(wins)} in all)"
+            f"per comparison, got {wins[:5]}{'...' if len(wins) > 5 else ''} ({len(wins)} in all)"
         )
     return wins
 
 
-def _first(group: Group) -> Group:
-    return Group(prompt=group.prompt, responses=group.responses[:1], source=group.source)
+def _together(ours: Group, theirs: Group) -> Group:
+    """The first response of each side as one group."""
+    both = [ours.responses[0], theirs.responses[0]]
+    return Group(prompt=ours.prompt, responses=both, source=ours.source)
 
 
 def _scored(groups: Sequence[Group]) -> bool:

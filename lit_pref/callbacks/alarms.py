@@ -104,7 +104,7 @@ class Alarms(L.Callback):
 
     def _watch_chosen(self, trainer: Any, metrics: dict[str, float]) -> None:
         chosen, reward = metrics.get("probe/chosen_change"), metrics.get("val/reward")
-        fresh = bool(getattr(trainer.datamodule, "fresh", False))
+        fresh = _fresh(trainer.datamodule)
         learning = reward is not None and (self._best is None or reward > self._best)
         if learning:
             self._best = reward
@@ -161,3 +161,11 @@ class Alarms(L.Callback):
         self._chosen, self._best = state_dict["chosen"], state_dict["best"]
         self._falls = state_dict["falls"]
         self._entropy, self._silent = state_dict["entropy"], state_dict["silent"]
+
+
+def _fresh(data: Any) -> bool:
+    """Whether all groups of a round are sampled from the policy as it is."""
+    groups = getattr(data, "fresh_groups", None)
+    return (
+        bool(getattr(data, "fresh", False)) if groups is None else groups == data.prompts_per_round
+    )

@@ -51,6 +51,8 @@ def _evaluate(
 class Evaluation(L.Callback):
     """Evaluates before the first step, every ``every_n_rounds`` rounds, and at the end.
 
+    In a run of one round (a whole stored set) passes are counted instead of rounds.
+
     Callbacks that are instruments (``callbacks.occasion.Instrument``) measure at the same times;
     what they say is logged in the same row, and may be ``checkpoint.monitor``.
 
@@ -83,7 +85,7 @@ class Evaluation(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         passes = trainer.current_epoch + 1
-        rounds, rest = divmod(passes, data.reuse)
+        rounds, rest = divmod(passes, 1 if data.rounds == 1 else data.reuse)
         over = trainer.global_step >= data.total_steps
         due = rest == 0 and self.every_n_rounds > 0 and rounds % self.every_n_rounds == 0
         if (due or over) and self.last_step != trainer.global_step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -89,9 +89,8 @@ class Probe(L.Callback):
 
     def _find(self, occasion: Occasion) -> list[Group]:
         data = occasion.data
-        stored = None if data.stored is None else data.stored.groups
-        for groups in (data.held_out_groups, stored, data.task.offline()):
-            if groups and (found := best_and_worst(groups, self.pairs)):
+        for stored in _stored(data):
+            if found := best_and_worst(stored, self.pairs):
                 return found
         if self.source == "stored" or occasion.reward is None:
             return []
@@ -143,6 +142,14 @@ class Probe(L.Callback):
         if state_dict["groups"] is not None:
             self.groups = [Group.from_state(g) for g in state_dict["groups"]]
             self._sampled = True
+
+
+def _stored(data: Any) -> Iterator[Sequence[Group]]:
+    """The data module's held-out groups, its stored ones, the task's."""
+    stored = None if data.stored is None else data.stored.groups
+    for groups in (data.held_out_groups, stored, data.task.offline()):
+        if groups is not None and len(groups):
+            yield groups
 
 
 def best_and_worst(groups: Sequence[Group], limit: int) -> list[Group]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class SampleStatistics(L.Callback):
         out = {**_intervals(measured), **self._of_responses(measured)}
         if self.entropy == "distribution":
             out.update(_next_token_entropy(occasion, measured.groups))
-        if occasion.has_reference and 0 < _responses_in_all(occasion) <= self.exact_limit:
+        if occasion.has_reference and _can_be_listed(occasion, self.exact_limit):
             for name, values in exact_divergences(occasion).items():
                 mean = sum(values) / len(values)
                 out.update({f"val/{name}{end}": mean for end in ("", "_low", "_high")})
@@ -134,9 +135,15 @@ def _space(occasion: Occasion) -> tuple[int, int, tuple[int, ...]]:
     return int(getattr(spec, "vocab_size", 0) or 0), sampler.max_new_tokens, ends
 
 
-def _responses_in_all(occasion: Occasion) -> int:
+def _can_be_listed(occasion: Occasion, limit: int) -> bool:
+    """Whether there are at most ``limit`` responses to a prompt."""
     vocabulary, length, ends = _space(occasion)
-    return count_responses(vocabulary, length, ends) if vocabulary else 0
+    going_on = vocabulary - len(set(ends))
+    if not vocabulary or limit < 1:
+        return False
+    if going_on > 1 and length * math.log(going_on) > math.log(limit) + 1:
+        return False  # far more; the number itself may have thousands of digits
+    return count_responses(vocabulary, length, ends) <= limit
 
 
 def exact_divergences(occasion: Occasion) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ What a loss says beside log-probs (an entropy bonus, a critic's error) is in nei
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,10 +41,7 @@ def gradient_parts(module: ObjectiveModule, batch: Batch) -> dict[str, tuple[Ten
     finally:
         module.window = held
     up, down = ([module.sum_over_processes(g) for g in part] for part in found)
-    squares, others, inner = (
-        torch.stack([(a * b).sum(dtype=torch.float64) for a, b in zip(x, y, strict=True)]).sum()
-        for x, y in ((up, up), (down, down), (up, down))
-    )
+    squares, others, inner = (_inner(x, y) for x, y in ((up, up), (down, down), (up, down)))
     one = torch.ones_like(squares)
     both = ((squares > 0) & (others > 0)).to(one)
     scale = torch.where(both > 0, (squares * others).sqrt(), one)
@@ -53,6 +50,12 @@ def gradient_parts(module: ObjectiveModule, batch: Batch) -> dict[str, tuple[Ten
         "negative_norm": (others.sqrt(), one),
         "cosine": (both * inner / scale, both),
     }
+
+
+def _inner(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """Inner product of two lists of tensors, in float64 where the device has it."""
+    wide = torch.float32 if first[0].device.type == "mps" else torch.float64
+    return torch.stack([(a * b).sum(dtype=wide) for a, b in zip(first, second, strict=True)]).sum()
 
 
 def part_gradients(module: ObjectiveModule, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
@@ -66,14 +69,15 @@ def part_gradients(module: ObjectiveModule, batch: Batch) -> tuple[list[Tensor],
     wide = [torch.promote_types(p.dtype, torch.float32) for p in weights]
     up = [torch.zeros_like(p, dtype=d) for p, d in zip(weights, wide, strict=True)]
     down = [torch.zeros_like(total) for total in up]
-    module.policy.train()
+    policy: Any = module.policy
+    policy.train()
     with torch.enable_grad():
         whole = _whole_cotangents(module, batch) if module.couples_batch else None
         for index in micro_batches(
             batch.tokens, batch.micro_batch_tokens, whole_prompts=module.whole_prompts
         ):
             part = batch.select(index)
-            stats = module.policy(part.tokens, stats=tuple(module.token_stats()))
+            stats = policy(part.tokens, stats=tuple(module.token_stats()))
             logps = stats.logps
             cotangent = _cotangent(module, stats, part) if whole is None else _pick(whole, index)
             if cotangent is None:
@@ -107,16 +111,17 @@ def _add(sums: list[Tensor], grads: tuple[Tensor | None, ...]) -> None:
 @torch.no_grad()
 def _all_logps(module: ObjectiveModule, batch: Batch) -> Tensor:
     """[T] log-probs of the whole batch, over all processes."""
+    policy: Any = module.policy
     whole = batch.whole or batch
     places = list(range(whole.tokens.num_responses)) if batch.local is None else batch.local
-    dtype = torch.promote_types(torch.float32, next(module.policy.parameters()).dtype)
+    dtype = torch.promote_types(torch.float32, next(policy.parameters()).dtype)
     out = torch.zeros(sum(whole.tokens.lengths), device=module.device, dtype=dtype)
     spans = out.split(whole.tokens.lengths)
     for index in micro_batches(
         batch.tokens, batch.micro_batch_tokens, whole_prompts=module.whole_prompts
     ):
         part = batch.select(index).tokens
-        logps = module.policy(part).logps
+        logps = policy(part).logps
         for i, piece in zip(index, logps.split(part.lengths), strict=True):
             spans[places[i]].copy_(piece)
     return module.sum_over_processes(out)

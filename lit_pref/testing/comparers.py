@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from lit_pref.types import Group
+from typing import Any
 
 __all__ = ["Shorter"]
 
@@ -15,7 +14,10 @@ class Shorter:
     name = "shorter"
     version = "1"
 
-    def compare(self, first: Sequence[Group], second: Sequence[Group]) -> list[float]:
+    def compare(self, comparisons: Sequence[Any]) -> list[float]:
         """1 where the first of a pair is shorter, 0.5 where they are equally long, else 0."""
-        sizes = [[len(g.responses[0].ids) for g in side] for side in (first, second)]
-        return [(a < b) + 0.5 * (a == b) for a, b in zip(*sizes, strict=True)]
+        out = []
+        for c in comparisons:
+            first, second = (len(c.group.responses[k].ids) for k in (c.first, c.second))
+            out.append((first < second) + 0.5 * (first == second))
+        return out

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 from tests_callbacks_support import FewResponses
 
-from lit_pref.callbacks import MetricsCSV, RunFiles
+from lit_pref.callbacks import Checkpoints, MetricsCSV, RunFiles
 from lit_pref.data import OnPolicyDataModule
 from lit_pref.sampling import NativeSampler
 
@@ -31,7 +31,7 @@ def fit(tmp_path):
             logger=[MetricsCSV(folder)],
             log_every_n_steps=1,
             accelerator="cpu",
-            enable_checkpointing=False,
+            enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
         )

@@ -163,6 +163,17 @@ def test_nothing_is_probed_without_stored_pairs(fit):
     assert not any(name.startswith("probe/") for name in done.rows[0])
 
 
+def test_a_run_of_one_round_is_measured_between_passes(fit):
+    sizes = {"data": OfflineDataModule, "prompts_per_round": "all", "batch_size": 3, "rounds": 1}
+    for every, steps in ((2, [0, 4, 8, 10]), (0, [0, 10])):
+        done = fit(DPO(policy(), reference=Reference()), [Evaluation(every_n_rounds=every)],
+                   reuse=5, **sizes)  # fmt: skip
+        assert [int(r["step"]) for r in done.rows if r["val/reward"]] == steps
+    sizes["rounds"] = 2
+    done = fit(DPO(policy(), reference=Reference()), [Evaluation()], reuse=2, **sizes)
+    assert [int(r["step"]) for r in done.rows if r["val/reward"]] == [0, 4, 8]
+
+
 def test_best_and_worst_by_rank_reward_or_label():
     def group(**columns):
         some = [Response(ids=[i], **{k: v[i] for k, v in columns.items()}) for i in range(3)]
@@ -190,11 +201,14 @@ class Longer:
     def __init__(self):
         self.calls = 0
 
-    def compare(self, first, second):
+    def compare(self, comparisons):
         self.calls += 1
-        a, b = ([g.responses[0].ids[0] for g in side] for side in (first, second))
-        assert all(len(g.responses) == 1 for g in (*first, *second))
-        return [(x > y) + 0.5 * (x == y) for x, y in zip(a, b, strict=True)]
+        out = []
+        for c in comparisons:
+            assert [r.behaviour for r in c.group.responses] == ["policy", "reference"]
+            x, y = (c.group.responses[k].ids[0] for k in (c.first, c.second))
+            out.append((x > y) + 0.5 * (x == y))
+        return out
 
 
 def test_win_rate_against_samples_of_the_reference(fit):
@@ -224,7 +238,7 @@ def test_the_reference_is_sampled_and_scored_once(fit):
 
 def test_a_comparer_that_returns_nonsense_is_refused(fit):
     class Wrong:
-        def compare(self, first, second):
+        def compare(self, comparisons):
             return [2.0]
 
     with pytest.raises(Refusal, match=r"must return 4 numbers in \[0, 1\]"):

@@ -192,7 +192,7 @@ def test_win_rate_has_both_intervals():
 def test_sums_of_two_processes_are_added():
     """By torchmetrics' own reduction, each state stacked over processes."""
     two, both = Displacement(), Displacement()
-    one = Displacement()
+    one = Displacement(sync_on_compute=False)
     one.update(chosen=[1.0], rejected=[0.0])
     two.update(chosen=[-1.0, -1.0], rejected=[1.0, 1.0])
     both.update(chosen=[1.0, -1.0, -1.0], rejected=[0.0, 1.0, 1.0])
