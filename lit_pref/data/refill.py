@@ -18,8 +18,10 @@ def has_signal(group: Group) -> bool:
 
 
 def check_no_signal(how: str, limit: int, responses: int) -> None:
-    """Raises:
-    Refusal: an unknown word, a negative limit, or a single response, which never has signal.
+    """Settings that can be.
+
+    Raises:
+        Refusal: an unknown word, a negative limit, or a single response, which never has signal.
     """
     if how not in ("keep", "refill"):
         raise Refusal(f"data.no_signal must be keep or refill, got {how!r}")

@@ -18,8 +18,10 @@ __all__ = ["check_held_out", "round_size", "sample_stored", "split_held_out", "t
 
 
 def check_held_out(share: float) -> None:
-    """Raises:
-    Refusal: not a share in [0, 1).
+    """A share that can be held out.
+
+    Raises:
+        Refusal: not a share in [0, 1).
     """
     if not 0 <= share < 1:
         raise Refusal(f"data.held_out is a share in [0, 1), got {share}; 0 holds none out")
