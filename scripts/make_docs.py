@@ -37,13 +37,14 @@ FOLDER = ROOT / "docs" / "objectives"
 NOTES, METRICS = FOLDER / "notes.yaml", FOLDER / "metrics.json"
 Recorded = dict[str, dict[str, list[str]]]
 """Objective -> options ("" for none) -> names logged."""
-SOURCES = ("onpolicy", "offline")
+SOURCES = ("onpolicy", "offline", "mixed")
 SIZES = (
     "data.responses_per_prompt=4", "data.batch_size=4", "export=false", "seed=7",
 )  # fmt: skip
 TWO_STEPS = {
     "onpolicy": ("data.prompts_per_round=4", "data.rounds=2"),
     "offline": ("task.offline_prompts=6", "data.prompts_per_round=4", "data.reuse=2"),
+    "mixed": ("data.prompts_per_round=4", "data.rounds=2", "data.no_signal=refill"),
 }
 INSTRUMENTS = "callbacks=instruments"
 ALL_INSTRUMENTS = (
@@ -70,13 +71,13 @@ INDEX = """# Objectives
 One file each under `lit_pref/objectives/`, one YAML each under `configs/objective/`. What an
 objective needs and does is declared by its class; `lit-pref objectives` prints this table.
 *Negative gradient*: the update lowers the log-probability of some response tokens. *Fresh samples*:
-only right on samples of the present policy, so that `data=offline` is refused. *Reuse*: right for
-`data.reuse` above 1.
+only right on samples of the present policy, so that `data=offline`, `mixed` and `replay` are
+refused. *Reuse*: right for `data.reuse` above 1; others say so and go on.
 
 {table}
 
 On-policy DPO is `objective=dpo data=onpolicy`; every objective without *fresh samples* trains on
-either source, but for `reward_model`, which trains no policy. [What learns on the token
+any source, but for `reward_model`, which trains no policy. [What learns on the token
 bandit](learning.md) compares them under one fixed setting; [Metrics](../guide/metrics.md) explains
 every logged name.
 """
@@ -238,7 +239,11 @@ def load_notes() -> dict[str, Any]:
 def commands(declaration: Declaration) -> list[str]:
     """Commands of a page: one for every source that the objective takes."""
     needs = declaration.kind.needs
-    takes = {"onpolicy": needs.policy, "offline": not needs.fresh}
+    takes = {
+        "onpolicy": needs.policy,
+        "offline": not needs.fresh,
+        "mixed": needs.policy and not needs.fresh,
+    }
     return [
         f"python train.py objective={declaration.name} data={source}"
         for source in SOURCES

@@ -18,11 +18,9 @@ from lit_pref.data.collate import RoundTensors
 from lit_pref.data.evaluation import Measured, PromptLoader, measure_module
 from lit_pref.data.generate import generate_groups
 from lit_pref.data.loader import RoundLoader
-from lit_pref.data.refill import NoSignal, refill
 from lit_pref.data.reward_log import RewardLog
 from lit_pref.data.rounds import RoundListener, make_round, round_from_state, round_state
 from lit_pref.data.stored import StoredGroups
-from lit_pref.data.streams import PromptStream
 from lit_pref.functional.rng import Order, permutation
 from lit_pref.tasks.base import Task
 from lit_pref.types import (
@@ -178,31 +176,6 @@ class RoundDataModule(L.LightningDataModule):
         self.counters["samples"] += responses
         self.counters["reward_queries"] += 0 if self.reward is None else responses
         self.newly_sampled += groups
-        return groups
-
-    def sample_round(
-        self, index: int, stream: PromptStream, *, no_signal: NoSignal, refill_limit: int
-    ) -> list[Group]:
-        """The ``fresh_groups`` of a round, from the policy as it is.
-
-        Args:
-            index: the round.
-            stream: where prompts come from.
-            no_signal: ``keep`` groups whose rewards are all equal, or ``refill`` their places.
-            refill_limit: most further groups of the round.
-        """
-        version = self.version(index)
-
-        def more(wave: int, start: int, count: int) -> list[Group]:
-            prompts = stream.refill(index, refill_limit, start, count)
-            key = ("refill", index, wave)
-            return self.sample(prompts, key, index=index, version=version, source="onpolicy")
-
-        prompts, key = stream.round(index, self.fresh_groups), ("sample", index)
-        groups = self.sample(prompts, key, index=index, version=version, source="onpolicy")
-        if no_signal == "refill":
-            groups = list(groups)
-            self.round_counts.update(refill(groups, limit=refill_limit, more=more))
         return groups
 
     def _on_progress(self, stage: str, done: int, total: int) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from lit_pref.data.checks import fresh_per_batch, need_reward
 from lit_pref.data.datamodule import RoundDataModule
-from lit_pref.data.refill import NoSignal, check_no_signal
-from lit_pref.data.streams import PromptStream
+from lit_pref.data.fresh import FreshGroups
+from lit_pref.data.refill import NoSignal
 from lit_pref.data.task_set import sample_stored, task_set
 from lit_pref.tasks.base import Task
 from lit_pref.types import Group, Refusal, RewardSource, RoundClient
@@ -66,20 +66,22 @@ class MixedDataModule(RoundDataModule):
                     f"{batch_size}, data.onpolicy_fraction={onpolicy_fraction:g}); use a smaller "
                     "batch or more data"
                 )
-        self.refill_limit = self.fresh_groups if refill_limit is None else refill_limit
-        check_no_signal(no_signal, self.refill_limit, self.responses_per_prompt)
-        self.no_signal: NoSignal = no_signal
-        prompts = task.prompts()
-        self.stream = PromptStream(prompts=prompts, seed=self.seed, order=self.prompt_order)
+        self.fresh = FreshGroups(
+            task.prompts(),
+            count=self.fresh_groups,
+            seed=self.seed,
+            order=self.prompt_order,
+            no_signal=no_signal,
+            limit=refill_limit,
+            responses=self.responses_per_prompt,
+        )
 
     def make_groups(self, index: int, client: RoundClient) -> list[Group]:
         groups: list[Group] = []
         if self.stored is not None:  # the first thing, while the policy is the initial one
             sample_stored(self)
         if self.fresh_groups:
-            groups += self.sample_round(
-                index, self.stream, no_signal=self.no_signal, refill_limit=self.refill_limit
-            )
+            groups += self.fresh.of_round(self, index)
         if self.stored is not None:
             groups += self.stored.take(self.stored_rows(index))
         return groups

@@ -6,8 +6,8 @@ from typing import Any
 
 from lit_pref.data.checks import need_reward
 from lit_pref.data.datamodule import RoundDataModule
-from lit_pref.data.refill import NoSignal, check_no_signal
-from lit_pref.data.streams import PromptStream
+from lit_pref.data.fresh import FreshGroups
+from lit_pref.data.refill import NoSignal
 from lit_pref.types import Group, PreferenceOracle, RewardSource, RoundClient
 
 __all__ = ["OnPolicyDataModule"]
@@ -40,13 +40,15 @@ class OnPolicyDataModule(RoundDataModule):
         super().__init__(task, reward=reward, **sizes)
         if reward is None:
             raise need_reward(self.source)
-        self.refill_limit = self.prompts_per_round if refill_limit is None else refill_limit
-        check_no_signal(no_signal, self.refill_limit, self.responses_per_prompt)
-        self.no_signal: NoSignal = no_signal
-        self.prompts = task.prompts()
-        self.stream = PromptStream(prompts=self.prompts, seed=self.seed, order=self.prompt_order)
+        self.fresh = FreshGroups(
+            task.prompts(),
+            count=self.prompts_per_round,
+            seed=self.seed,
+            order=self.prompt_order,
+            no_signal=no_signal,
+            limit=refill_limit,
+            responses=self.responses_per_prompt,
+        )
 
     def make_groups(self, index: int, client: RoundClient) -> list[Group]:
-        return self.sample_round(
-            index, self.stream, no_signal=self.no_signal, refill_limit=self.refill_limit
-        )
+        return self.fresh.of_round(self, index)

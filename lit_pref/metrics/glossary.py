@@ -81,8 +81,44 @@ GLOSSARY: dict[str, Entry] = {
         "policy version now minus the version that sampled, mean over the batch's groups", "steps",
         "0 when strictly on-policy; below reuse x batches per pass", "lower data.reuse",
     ),
+    "age/share_0": Entry(
+        "share of the batch's groups sampled by the policy as it is; stored groups age from the "
+        "start of the run", "share", "1 when strictly on-policy",
+    ),
+    "age/share_1_9": Entry("share of the batch's groups of age 1 to 9", "share"),
+    "age/share_10_99": Entry("share of the batch's groups of age 10 to 99", "share"),
+    "age/share_100_up": Entry(
+        "share of the batch's groups of age 100 and more", "share", "0 where ratios are used",
+        "more on-policy data, or fewer passes",
+    ),
+    "age/too_old": Entry(
+        "groups of the batch that are older than data.max_age and count for nothing", "groups",
+        "0", "raise data.max_age, lower data.reuse",
+    ),
+    "onpolicy_share": Entry(
+        "share of the batch's groups that were sampled in this run (data.onpolicy_fraction)",
+        "share",
+    ),
+    "importance/weight": Entry(
+        "mean of w = policy(response) / behaviour(response), over the responses trained on whose "
+        "behaviour is known", "1", "near 1", "far from 1: the data is of another policy",
+    ),
+    "importance/ess": Entry(
+        "effective sample size of these weights over the logging window, (sum w)^2 / (n sum w^2)",
+        "share of the responses", "above 0.5",
+        "fresher data: lower data.reuse or data.max_age, raise data.onpolicy_fraction",
+    ),
+    "importance/chi_square": Entry(
+        "chi-square divergence of the policy from the behaviour: mean of (w - 1)^2", "1",
+        "below 1", "see importance/ess",
+    ),
+    "importance/kl": Entry(
+        "KL(behaviour || policy): mean of log behaviour(response) - log policy(response)",
+        "nats per response", "0 when strictly on-policy, growing with age", "see importance/ess",
+    ),
     "age/max": Entry("the same, largest of the batch", "steps"),
-    "uses": Entry("how often the batch's groups were trained on before", "passes"),
+    "uses": Entry("how often the batch's groups were trained on before, in this round and in "
+                  "earlier ones; mean", "passes"),
     "sampling/logp_difference": Entry(
         "mean |log-prob while sampling - log-prob in training|, while the policy is unchanged",
         "nats per token", "below 1e-4 in float32; up to 0.5 in bfloat16",
@@ -154,6 +190,21 @@ GLOSSARY: dict[str, Entry] = {
                              "more responses per prompt, a finer reward"),
     "data/groups_without_pair": Entry("groups of the round that make no pair (ties, min_gap)",
                                       "groups", "few", "more responses, a finer reward"),
+    "data/pairs": Entry("pairs that the round's groups make (objective.pairs)", "pairs"),
+    "data/pairs_tied": Entry("pairs of responses with equal rewards or ranks; no rule makes a pair "
+                             "of them", "pairs", "few", "a finer reward"),
+    "data/pairs_below_gap": Entry("pairs of responses that differ by less than objective.min_gap",
+                                  "pairs", "few", "lower objective.min_gap"),
+    "data/left_out": Entry("stored groups that no whole batch has room for (prompts_per_round=all)",
+                           "groups", "0", "a data.batch_size that divides the set"),
+    "data/groups_without_signal": Entry("sampled groups whose rewards are all equal, before "
+                                        "refilling (data.no_signal=refill)", "groups", "few",
+                                        "more responses per prompt, a finer reward"),
+    "data/refill_sampled": Entry("further groups sampled to refill the round", "groups",
+                                 "below data.refill_limit"),
+    "data/refilled": Entry("places of the round that a further group took", "groups"),
+    "data/unfilled": Entry("places that stayed without signal and have weight 0", "groups", "0",
+                           "raise data.refill_limit"),
     "data/groups_without_label": Entry("groups whose responses get no label", "groups", "0"),
     "data/groups_without_target": Entry("groups without a response to imitate", "groups", "0"),
     "data/desirable_share": Entry("share of responses labelled desirable", "share", "0.3 to 0.7",
