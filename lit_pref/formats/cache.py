@@ -1,7 +1,7 @@
 """Tokenised data on disk, under a fingerprint of everything it depends on.
 
 Two files: ``<fingerprint>.arrow`` (the groups) and ``<fingerprint>.json`` (what was dropped, and
-the check sum of the first). The second is written last, and both by renaming: what is half written
+check sums of both). The second is written last, and both by renaming: what is half written
 is not there. Every file can be deleted at any time.
 """
 
@@ -75,7 +75,8 @@ def _known(path: Path, reading: Reading) -> Drops | None:
     """What was dropped, if the cache is there and whole."""
     try:
         note: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-        if note["sha256"] == _checksum(path):
+        whole = note.pop("of_this_file") == _text_sum(note)
+        if whole and note["sha256"] == _checksum(path):
             log.info("%s: %s (tokenised before: %s).", reading.source.name, note["layout"], path)
             return Drops.from_json(note["drops"], file=reading.source.name)
         log.warning("%s is damaged and is made again.", path)
@@ -98,13 +99,17 @@ def _write(path: Path, reading: Reading, content: str) -> Drops:
             )
         layout = "" if reading.layout is None else reading.layout.describe()
         record = {"sha256": _checksum(part), "layout": layout, "drops": reading.drops.to_json()}
-        note.write_text(json.dumps(record))
+        note.write_text(json.dumps({**record, "of_this_file": _text_sum(record)}))
         os.replace(part, path)
         os.replace(note, path.with_suffix(".json"))
     finally:
         part.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
     return reading.drops
+
+
+def _text_sum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:

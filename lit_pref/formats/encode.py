@@ -81,6 +81,9 @@ class TextEncoder:
         self.eos_id = self._end_of_turn()
         self.vocabulary = len(tokenizer)
         self._ends = tuple(tokenizer.convert_ids_to_tokens(list(self.eos_ids)))
+        # What calling a fast tokenizer ends in, without the third of the time that leads there.
+        plain = tokenizer.is_fast and not getattr(tokenizer, "split_special_tokens", False)
+        self._backend = tokenizer.backend_tokenizer if plain else None  # type: ignore[attr-defined]
         self._control = _any_of(tokenizer.all_special_tokens)
 
     @property
@@ -229,6 +232,10 @@ class TextEncoder:
         assert isinstance(text, str)  # only a batch of ids gives a list
         return text
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """Text with its special tokens."""
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, for people; bytes of a broken character are shown as such."""
         return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]  # type: ignore[misc]
@@ -252,6 +259,9 @@ class TextEncoder:
     # ------------------------------------------------------------------ inside
 
     def _plain(self, text: str) -> list[int]:
+        backend = self._backend
+        if backend is not None and backend.truncation is None and backend.padding is None:
+            return list(backend.encode(text, add_special_tokens=False).ids)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _templated(self, messages: Messages) -> list[int]:
@@ -267,7 +277,7 @@ class TextEncoder:
         wrong = next((i for i in ids if not 0 <= i < self.vocabulary), None)
         if wrong is not None:
             raise Refusal(
-                f"the token id {wrong} is not one of the tokenizer's {self.vocabulary}. Expected "
+                f"the token id {str(wrong)[:20]} is not one of the tokenizer's {self.vocabulary}. Expected "
                 "rows that were tokenised for this model; tokenise them again, or give texts."
             )
 

@@ -138,9 +138,6 @@ class StoredGroups(GroupSequence):
         rows = self._rows[index]
         return self._with(rows) if isinstance(index, slice) else self._decode(rows)  # type: ignore[arg-type]
 
-    def __reduce__(self) -> Any:
-        return _reopen, (self._path, self._file, self._first_id, self._rows)
-
     def select(self, rows: Sequence[int]) -> StoredGroups:
         return self._with(array("q", (self._rows[row] for row in rows)))
 
@@ -197,10 +194,6 @@ class StoredGroups(GroupSequence):
             margin=data["margin"],
             weight=data["weight"],
         )
-
-
-def _reopen(path: Path, file: str, first_id: int, rows: Sequence[int]) -> StoredGroups:
-    return StoredGroups(path, file=file, first_id=first_id, rows=rows)
 
 
 def write_groups(groups: Iterable[Group], path: Path) -> int:
