@@ -117,6 +117,12 @@ def test_csv_spells_numbers_truths_and_lists(tmp_path, chat_encoder):
     assert second.prompt.text == [{"role": "user", "content": "p"}]
     path.write_bytes(as_csv([{"prompt": "p", "completion": "a", "label": "TRUE"}]))
     assert load_groups(path, encoder=chat_encoder).items[0].responses[0].label is True
+    half = '[{"role": "user", "content": "\\ud800"}]'
+    path.write_bytes(
+        as_csv([{"prompt": half, "completion": "a"}, {"prompt": "p", "completion": "a"}])
+    )
+    counts = load_groups(path, encoder=chat_encoder, max_dropped=0.5).drops.counts
+    assert counts == {"text is not valid Unicode": 1}
     for column, cell in (("label", "maybe"), ("weight", "heavy")):
         path.write_bytes(as_csv([{"prompt": "p", "completion": "a", column: cell}]))
         with pytest.raises(Refusal, match=rf"line 2: '{column}' is '{cell}'"):
@@ -215,5 +221,7 @@ def test_without_the_extra_text_files_work_and_others_say_what_to_install(
     loaded = load_prompts(paths["data.jsonl"], encoder=chat_encoder, cache_dir=tmp_path / "cache")
     assert len(loaded.items) == 2
     assert not (tmp_path / "cache").exists()
+    assert "does not exist" in refusal("owner/name")
+    assert 'pip install "lit-pref[datasets]"' in refusal("owner/name")
     for kind in ("data.parquet", "folder"):
         assert 'pip install "lit-pref[datasets]"' in refusal(paths[kind])
