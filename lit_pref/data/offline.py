@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from lit_pref.data.datamodule import RoundDataModule
 from lit_pref.data.generate import round_prompts
-from lit_pref.formats import facts_of
 from lit_pref.functional.rng import stream_position
 from lit_pref.tasks.base import Task
 from lit_pref.types import Group, Refusal, Round, RoundClient, View
@@ -53,7 +51,7 @@ class OfflineDataModule(RoundDataModule):
                 f"task {task.name!r} has no offline data; give task.pairs=FILE (JSONL with "
                 "prompt, chosen, rejected) or use data=onpolicy"
             )
-        held: Sequence[Group] = []
+        held: list[Group] = []
         if stored is not None and held_out > 0:
             count = max(1, round(held_out * len(stored)))
             stored, held = stored[:-count], stored[-count:]
@@ -63,7 +61,7 @@ class OfflineDataModule(RoundDataModule):
                 f"the offline set has {size} groups, fewer than data.batch_size={batch_size}; "
                 f"use data.batch_size={size} or less, or more data"
             )
-        self.stored: Sequence[Group] | None = stored
+        self.stored = stored
         self.size = size
         self.left_out = 0
         if prompts_per_round == "all":
@@ -89,16 +87,16 @@ class OfflineDataModule(RoundDataModule):
     def least_responses(self) -> int:
         if self.stored is None:
             return self.responses_per_prompt
-        return facts_of(self.stored).least_responses
+        return min(len(g.responses) for g in self.stored)
 
     def behaviours_known(self) -> bool:
-        # A bandit's set is sampled by us.
-        return self.stored is None or facts_of(self.stored).behaviours_known
+        stored = self.stored or []  # a bandit's set is sampled by us
+        return all(r.behaviour_logps is not None for g in stored for r in g.responses)
 
     def scored(self) -> bool:
         if self.stored is None:
             return self.reward is not None
-        return facts_of(self.stored).scored
+        return all(r.reward is not None for g in self.stored for r in g.responses)
 
     def _sample_once(self) -> list[Group]:
         """The bandit's offline data, from the initial policy."""

@@ -18,7 +18,7 @@ from typing import Any
 from lit_pref.formats.drops import Drops
 from lit_pref.formats.fingerprint import fingerprint
 from lit_pref.formats.reading import Reading
-from lit_pref.formats.store import StoredGroups, write_groups
+from lit_pref.formats.store import MappedGroups, write_groups
 from lit_pref.types import Refusal
 
 __all__ = ["cached_groups"]
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 def cached_groups(
     reading: Reading, folder: Path, *, first_id: int
-) -> tuple[StoredGroups, Drops] | None:
+) -> tuple[MappedGroups, Drops] | None:
     """The groups of a file, from the cache or read, tokenised and put there now.
 
     Args:
         reading: how to read the file.
         folder: the cache.
-        first_id: see ``StoredGroups``.
+        first_id: see ``MappedGroups``.
 
     Returns:
         The groups and what was dropped; None where nothing can be kept on disk (no ``pyarrow``,
@@ -68,7 +68,7 @@ def cached_groups(
         log.warning("%s is kept in memory: %s cannot be used (%s).", source.name, folder, error)
         reading.drops = Drops(file=source.name, unit=source.unit)
         return None
-    return StoredGroups(path, file=source.name, first_id=first_id), drops
+    return MappedGroups(path, file=source.name, first_id=first_id), drops
 
 
 def _known(path: Path, reading: Reading) -> Drops | None:

@@ -98,10 +98,13 @@ def test_facts_without_going_through_the_groups(write, load):
         load_groups(write(*rows), encoder=make_encoder()).items,
     ):
         facts = facts_of(items)
-        assert (facts.least_responses, facts.scored, facts.behaviours_known) == (2, False, False)
+        assert facts.least_responses == 2
+        assert facts.unscored == items[1]  # the first with a response without reward
+        assert facts.unknown == items[0]
         facts = facts_of(items[:1])
-        assert (facts.least_responses, facts.scored) == (3, True)
+        assert (facts.least_responses, facts.unscored) == (3, None)
         assert facts_of(list(items)) == facts_of(items)
+        assert facts_of(items.select([1, 0])) == facts_of([items[1], items[0]])
 
 
 def test_a_second_time_the_file_is_not_read(write, load, reads, caplog):

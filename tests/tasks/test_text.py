@@ -142,7 +142,7 @@ def test_length_policies_reach_the_encoder(write):
     assert task.drops["pairs"].counts == {"response cut": 2}
     with pytest.raises(Refusal, match="response longer than 3 tokens"):
         make(pairs=pairs, max_response_tokens=3, long_responses="drop").check()
-    with pytest.raises(Refusal, match="long_prompts is 'cut'. Expected drop or keep_end"):
+    with pytest.raises(Refusal, match=r"long_prompts is 'cut'\. Expected drop or keep_end"):
         make(long_prompts="cut")
 
 

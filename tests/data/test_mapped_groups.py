@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lit_pref as lp
-from lit_pref.formats.store import StoredGroups
+from lit_pref.formats.store import MappedGroups
 from lit_pref.policies import tiny
 
 pytest.importorskip("pyarrow")
@@ -56,20 +56,15 @@ def trained(module, data):
 
 def test_the_weights_are_those_of_a_list(parts):
     module, data = parts(cached=True)
-    assert isinstance(data.stored, StoredGroups)
+    assert isinstance(data.task.offline(), MappedGroups)
     other, listed = parts(cached=False)
     assert torch.equal(trained(module, data), trained(other, listed))
     saved = data.state_dict()["round"]
-    assert "groups" not in saved and "stored" not in saved
-    assert saved == saved | {"rows": data.rows(1)}  # row numbers stand for the groups
-    again = data.round_from_state(saved)
-    assert again.groups == data.round.groups
+    assert "prompt_ids" not in repr(saved)  # row numbers stand for the groups
+    assert data.round_from_state(saved).groups == data.round.groups
 
 
-def test_held_out_groups_are_the_last_and_stay_on_disk(parts):
+def test_held_out_groups_are_the_last(parts):
     _, data = parts(cached=True, held_out=0.25)
-    assert (len(data.stored), len(data.held_out_groups)) == (18, 6)
-    assert isinstance(data.held_out_groups, StoredGroups)
     assert [g.prompt.text for g in data.held_out_groups] == [f"p{n}" for n in range(18, 24)]
-    assert data.least_responses() == 2
-    assert not data.scored() and not data.behaviours_known()
+    assert data.prompts_per_round == 8
