@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lit_pref.formats import facts_of
+from lit_pref.formats import Facts, facts_of
 from lit_pref.functional.rng import Order, stream_slice
 from lit_pref.types import Group, Refusal
 
-__all__ = ["Facts", "StoredGroups", "place_of"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What objectives may need to know of stored groups.
-
-    Attributes:
-        least_responses: fewest responses of a group.
-        unscored: the first group with a response without reward, None if there is none.
-        unknown: the first group with a response without the log-probs of its behaviour.
-    """
-
-    least_responses: int
-    unscored: Group | None
-    unknown: Group | None
+__all__ = ["StoredGroups", "place_of"]
 
 
 class StoredGroups:
@@ -57,18 +41,9 @@ class StoredGroups:
 
     @cached_property
     def facts(self) -> Facts:
-        """From columns of a stored file; one pass over a list."""
-        groups = self.groups or ()
-        all_of = facts_of(groups)
-        unscored, unknown = (
-            None if known else next(g for g in groups if any(missing(r) for r in g.responses))
-            for known, missing in (
-                (all_of.scored, lambda r: r.reward is None),
-                (all_of.behaviours_known, lambda r: r.behaviour_logps is None),
-            )
-        )
-        least = all_of.least_responses if len(groups) else 2**62
-        return Facts(least_responses=least, unscored=unscored, unknown=unknown)
+        """What objectives may need to know; of groups in memory by one pass over them."""
+        assert self.groups is not None
+        return facts_of(self.groups)
 
     # ------------------------------------------------------------------ rounds
 

@@ -1,7 +1,7 @@
 """Tokenised data on disk, under a fingerprint of everything it depends on.
 
 Two files: ``<fingerprint>.arrow`` (the groups) and ``<fingerprint>.json`` (what was dropped, and
-the check sum of the first). The second is written last, and both by renaming: what is half written
+check sums of both). The second is written last, and both by renaming: what is half written
 is not there. Every file can be deleted at any time.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from lit_pref.formats.drops import Drops
 from lit_pref.formats.fingerprint import fingerprint
 from lit_pref.formats.reading import Reading
-from lit_pref.formats.store import StoredGroups, write_groups
+from lit_pref.formats.store import MappedGroups, write_groups
 from lit_pref.types import Refusal
 
 __all__ = ["cached_groups"]
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 def cached_groups(
     reading: Reading, folder: Path, *, first_id: int
-) -> tuple[StoredGroups, Drops] | None:
+) -> tuple[MappedGroups, Drops] | None:
     """The groups of a file, from the cache or read, tokenised and put there now.
 
     Args:
         reading: how to read the file.
         folder: the cache.
-        first_id: see ``StoredGroups``.
+        first_id: see ``MappedGroups``.
 
     Returns:
         The groups and what was dropped; None where nothing can be kept on disk (no ``pyarrow``,
@@ -68,14 +68,15 @@ def cached_groups(
         log.warning("%s is kept in memory: %s cannot be used (%s).", source.name, folder, error)
         reading.drops = Drops(file=source.name, unit=source.unit)
         return None
-    return StoredGroups(path, file=source.name, first_id=first_id), drops
+    return MappedGroups(path, file=source.name, first_id=first_id), drops
 
 
 def _known(path: Path, reading: Reading) -> Drops | None:
     """What was dropped, if the cache is there and whole."""
     try:
         note: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-        if note["sha256"] == _checksum(path):
+        whole = note.pop("of_this_file") == _text_sum(note)
+        if whole and note["sha256"] == _checksum(path):
             log.info("%s: %s (tokenised before: %s).", reading.source.name, note["layout"], path)
             return Drops.from_json(note["drops"], file=reading.source.name)
         log.warning("%s is damaged and is made again.", path)
@@ -98,13 +99,17 @@ def _write(path: Path, reading: Reading, content: str) -> Drops:
             )
         layout = "" if reading.layout is None else reading.layout.describe()
         record = {"sha256": _checksum(part), "layout": layout, "drops": reading.drops.to_json()}
-        note.write_text(json.dumps(record))
+        note.write_text(json.dumps({**record, "of_this_file": _text_sum(record)}))
         os.replace(part, path)
         os.replace(note, path.with_suffix(".json"))
     finally:
         part.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
     return reading.drops
+
+
+def _text_sum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:

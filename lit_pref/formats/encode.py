@@ -81,6 +81,9 @@ class TextEncoder:
         self.eos_id = self._end_of_turn()
         self.vocabulary = len(tokenizer)
         self._ends = tuple(tokenizer.convert_ids_to_tokens(list(self.eos_ids)))
+        # What calling a fast tokenizer ends in, without the third of the time that leads there.
+        plain = tokenizer.is_fast and not getattr(tokenizer, "split_special_tokens", False)
+        self._backend = tokenizer.backend_tokenizer if plain else None  # type: ignore[attr-defined]
         self._control = _any_of(tokenizer.all_special_tokens)
 
     @property
@@ -185,7 +188,7 @@ class TextEncoder:
         if text.rstrip().endswith(self._ends):  # a line end after the end of a turn
             text = text.rstrip()
         ids = self._plain(text) if text.strip() else []
-        return self._fit_response(ids, prompt_length, ends=True)
+        return self._fit_response(ids, prompt_length, end=self.eos_id)
 
     def given_response(self, ids: list[int], *, prompt_length: int = 0) -> list[int]:
         """A response that is tokenised already; one without an end has been cut by somebody.
@@ -195,9 +198,13 @@ class TextEncoder:
             Unusable: as for ``encode_response``.
         """
         self._check_ids(ids)
-        return self._fit_response(list(ids), prompt_length, ends=self.finished(ids))
+        padding = 0
+        while padding < len(ids) and ids[-1 - padding] in self.eos_ids:
+            padding += 1
+        end = ids[-padding] if padding else None
+        return self._fit_response(list(ids), prompt_length, end=end)
 
-    def _fit_response(self, ids: list[int], prompt_length: int, *, ends: bool) -> list[int]:
+    def _fit_response(self, ids: list[int], prompt_length: int, *, end: int | None) -> list[int]:
         if ids and ids[0] == self.bos_id and ids[0] not in self.eos_ids:
             ids = ids[1:]  # files that spell the beginning out
         while ids and ids[-1] in self.eos_ids:  # or the end, perhaps as padding
@@ -208,8 +215,8 @@ class TextEncoder:
             raise Unusable("end-of-sequence token inside a response")
         if self.bos_id in ids:
             raise Unusable("beginning-of-sequence token inside a response")
-        if ends:
-            ids.append(self.eos_id)
+        if end is not None:
+            ids.append(end)
         room = self.context_length - prompt_length
         room = min(room, self.max_response_tokens or room)
         if len(ids) > room and self.long_responses == "drop":
@@ -228,6 +235,10 @@ class TextEncoder:
         )
         assert isinstance(text, str)  # only a batch of ids gives a list
         return text
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """Text with its special tokens."""
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, for people; bytes of a broken character are shown as such."""
@@ -252,6 +263,9 @@ class TextEncoder:
     # ------------------------------------------------------------------ inside
 
     def _plain(self, text: str) -> list[int]:
+        backend = self._backend
+        if backend is not None and backend.truncation is None and backend.padding is None:
+            return list(backend.encode(text, add_special_tokens=False).ids)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _templated(self, messages: Messages) -> list[int]:
@@ -267,7 +281,8 @@ class TextEncoder:
         wrong = next((i for i in ids if not 0 <= i < self.vocabulary), None)
         if wrong is not None:
             raise Refusal(
-                f"the token id {wrong} is not one of the tokenizer's {self.vocabulary}. Expected "
+                f"the token id {str(wrong)[:20]} is not one of the tokenizer's "
+                f"{self.vocabulary}. Expected "
                 "rows that were tokenised for this model; tokenise them again, or give texts."
             )
 

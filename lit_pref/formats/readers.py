@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.util
 import os
 import re
 import zlib
@@ -97,11 +98,14 @@ def _elsewhere(text: str, name: str) -> Source:
     place, _, split = text.partition(":")
     if split and Path(place).is_dir():
         return _folder(Path(place), name, split)
+    extra = ""
     if _HUB_ID.fullmatch(place) and not place.lower().endswith(_SUFFIXES):
-        return _dataset(lambda: arrow_readers.load_hub(place, name, split or None), name, "hub")
+        if importlib.util.find_spec("datasets") is not None:
+            return _dataset(lambda: arrow_readers.load_hub(place, name, split or None), name, "hub")
+        extra = ' If it is a dataset of the hub: pip install "lit-pref[datasets]".'
     raise Refusal(
         f"{name} does not exist. Expected a file with {EXAMPLE}; check the path (it is "
-        "relative to the folder the command is started from)."
+        f"relative to the folder the command is started from).{extra}"
     )
 
 

@@ -134,7 +134,7 @@ class Reading:
         if record.prompt_ids is not None:
             ids, cut = self.encoder.given_prompt(record.prompt_ids)
             text = record.prompt
-            return "".join(self.encoder.pieces(ids)) if text is None else text, ids, cut
+            return self.encoder.spell(ids) if text is None else text, ids, cut
         assert record.prompt is not None
         return record.prompt, *self.encoder.fit_prompt(record.prompt)
 

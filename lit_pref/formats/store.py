@@ -19,24 +19,24 @@ from lit_pref.types import Group, Messages, Prompt, Response
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Facts", "GroupSequence", "ListedGroups", "StoredGroups", "facts_of", "prompt_key"]
+__all__ = ["Facts", "GroupSequence", "ListedGroups", "MappedGroups", "facts_of", "prompt_key"]
 
 _BATCH = 512  # rows of a record batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What is true of every group of a set.
+    """What objectives may need to know of a set of groups.
 
     Attributes:
         least_responses: fewest responses in a group.
-        scored: every response has a reward.
-        behaviours_known: every response has the log-probs of what sampled it.
+        unscored: the first group with a response without reward, None if there is none.
+        unknown: the first group with a response without the log-probs of what sampled it.
     """
 
     least_responses: int
-    scored: bool
-    behaviours_known: bool
+    unscored: Group | None
+    unknown: Group | None
 
 
 class GroupSequence(Sequence[Group]):
@@ -63,15 +63,18 @@ class GroupSequence(Sequence[Group]):
 
 
 def facts_of(groups: Sequence[Group]) -> Facts:
-    """``Facts`` of any sequence of groups."""
-    if isinstance(groups, StoredGroups):
+    """``Facts`` of any sequence of groups; of a mapped one without decoding it."""
+    if isinstance(groups, MappedGroups):
         return groups.facts()
-    responses = [r for g in groups for r in g.responses]
-    return Facts(
-        least_responses=min((len(g.responses) for g in groups), default=0),
-        scored=all(r.reward is not None for r in responses),
-        behaviours_known=all(r.behaviour_logps is not None for r in responses),
-    )
+    least, unscored, unknown = 0, None, None
+    for n, group in enumerate(groups):
+        count = len(group.responses)
+        least = count if n == 0 else min(least, count)
+        if unscored is None and any(r.reward is None for r in group.responses):
+            unscored = group
+        if unknown is None and any(r.behaviour_logps is None for r in group.responses):
+            unknown = group
+    return Facts(least_responses=least, unscored=unscored, unknown=unknown)
 
 
 def prompt_key(text: str | Messages) -> bytes:
@@ -108,7 +111,7 @@ class ListedGroups(GroupSequence):
         return facts_of(self._groups)
 
 
-class StoredGroups(GroupSequence):
+class MappedGroups(GroupSequence):
     """Rows of a memory-mapped Arrow file, each decoded when it is asked for.
 
     Args:
@@ -138,10 +141,7 @@ class StoredGroups(GroupSequence):
         rows = self._rows[index]
         return self._with(rows) if isinstance(index, slice) else self._decode(rows)  # type: ignore[arg-type]
 
-    def __reduce__(self) -> Any:
-        return _reopen, (self._path, self._file, self._first_id, self._rows)
-
-    def select(self, rows: Sequence[int]) -> StoredGroups:
+    def select(self, rows: Sequence[int]) -> MappedGroups:
         return self._with(array("q", (self._rows[row] for row in rows)))
 
     def keys(self) -> Iterator[bytes]:
@@ -152,24 +152,31 @@ class StoredGroups(GroupSequence):
         return (every[row] for row in self._rows)
 
     def facts(self) -> Facts:
-        """Vectorised over the columns that were computed when the file was written."""
+        """From the columns that were computed when the file was written."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        def chosen(name: str) -> pyarrow.Array:
-            values = pa.chunked_array(self._column(name))
-            return values if self._rows == self._every else values.take(pa.array(self._rows))
-
         if not self._rows:
-            return Facts(least_responses=0, scored=True, behaviours_known=True)
+            return Facts(least_responses=0, unscored=None, unknown=None)
+        every = self._rows == self._every
+        rows = None if every else pa.array(self._rows)
+
+        def chosen(name: str) -> pyarrow.ChunkedArray:
+            values = pa.chunked_array(self._column(name))
+            return values if rows is None else values.take(rows)
+
+        def first_false(name: str) -> Group | None:
+            index = pc.index(chosen(name), False).as_py()
+            return None if index < 0 else self[index]
+
         return Facts(
             least_responses=pc.min(chosen("count")).as_py(),
-            scored=pc.all(chosen("scored")).as_py(),
-            behaviours_known=pc.all(chosen("behaviours_known")).as_py(),
+            unscored=first_false("scored"),
+            unknown=first_false("behaviours_known"),
         )
 
-    def _with(self, rows: Sequence[int]) -> StoredGroups:
-        return StoredGroups(self._path, file=self._file, first_id=self._first_id, rows=rows)
+    def _with(self, rows: Sequence[int]) -> MappedGroups:
+        return MappedGroups(self._path, file=self._file, first_id=self._first_id, rows=rows)
 
     def _column(self, name: str) -> list[pyarrow.Array]:
         return [self._batch(n).column(name) for n in range(self._reader.num_record_batches)]
@@ -197,10 +204,6 @@ class StoredGroups(GroupSequence):
             margin=data["margin"],
             weight=data["weight"],
         )
-
-
-def _reopen(path: Path, file: str, first_id: int, rows: Sequence[int]) -> StoredGroups:
-    return StoredGroups(path, file=file, first_id=first_id, rows=rows)
 
 
 def write_groups(groups: Iterable[Group], path: Path) -> int:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from lit_pref.formats.drops import Unusable
-from lit_pref.formats.rows import describe, shorten
+from lit_pref.formats.rows import NOT_UNICODE, describe, has_surrogate, shorten
 from lit_pref.types import Refusal
 
 __all__ = ["number", "numbers", "spelt_out", "token_ids", "truth"]
@@ -96,11 +96,18 @@ def spelt_out(place: str, ours: str, cell: str) -> Any:
     if not cell.strip():
         return None
     try:
-        return json.loads(cell)
+        data = json.loads(cell)
     except (ValueError, RecursionError):
         raise Refusal(
             f"{place}: {ours!r} is {shorten(cell)}. Expected a JSON list in this cell."
         ) from None
+    return _unicode(data)
+
+
+def _unicode(data: Any) -> Any:
+    if has_surrogate(data):
+        raise Unusable(NOT_UNICODE)
+    return data
 
 
 def _messages_or_text(cell: str) -> Any:
@@ -112,4 +119,4 @@ def _messages_or_text(cell: str) -> Any:
     except (ValueError, RecursionError):
         return cell
     speaks = all(isinstance(m, dict) and ("role" in m or "from" in m) for m in data)
-    return data if speaks else cell
+    return _unicode(data) if speaks else cell

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_pref.formats import load_groups, load_prompts
+from lit_pref.formats import TextEncoder, load_groups, load_prompts
 from lit_pref.types import Refusal
 
 START, END = 257, 258
@@ -245,6 +245,13 @@ def test_our_own_samples_are_read_with_their_ids_and_log_probs(write, chat_encod
     assert [r.behaviour_logps for r in group.responses] == [[-1.0, -0.5], [-1.5, -2.0]]
     assert [r.finished for r in group.responses] == [True, False]
     assert [r.reward for r in group.responses] == [1.0, 0.0]
+
+
+def test_a_given_end_token_stays_what_it_is(make_plain_tokenizer):
+    encoder = TextEncoder(make_plain_tokenizer(), eos_ids=[257, 258], context_length=60)
+    assert encoder.eos_id == 257
+    assert encoder.given_response([40, 258, 257]) == [40, 258]
+    assert encoder.given_response([40]) == [40]
 
 
 def test_ids_of_another_tokenizer_are_refused(write, chat_encoder):

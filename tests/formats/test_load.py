@@ -3,8 +3,6 @@ import logging
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from lit_pref.formats import TextEncoder, load_groups, load_prompts
 from lit_pref.testing.tokenizer import byte_tokenizer
@@ -184,92 +182,3 @@ def test_cut_responses_are_counted_and_not_finished(write, caplog):
     assert rejected.finished
     assert loaded.drops.counts == {"chosen equal to rejected": 1, "response cut": 1}
     assert "1 x response cut" in caplog.text
-
-
-# ---------------------------------------------------------------- whatever a file may hold
-
-texts = st.one_of(
-    st.text(max_size=30),
-    st.sampled_from(["", " ", "<|im_end|>", "a<|im_start|>b", "\ud800", "\0", "x" * 300, "\u202e"]),
-)
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.just(10**400), st.just(10**5000)
-)
-messages = st.lists(
-    st.one_of(
-        st.fixed_dictionaries(
-            {
-                "role": st.sampled_from(["user", "assistant", "system", "tool", "usr", ""]),
-                "content": texts,
-            },
-            optional={"name": st.one_of(st.none(), texts)},
-        ),
-        st.dictionaries(texts, scalars, max_size=2),
-        scalars,
-    ),
-    max_size=3,
-)
-values = st.one_of(texts, texts, texts, messages, scalars, st.dictionaries(texts, texts))
-objects = st.one_of(
-    st.fixed_dictionaries(
-        {"prompt": texts, "chosen": texts, "rejected": texts},
-        optional={"margin": scalars, "weight": st.floats(), "extra": values},
-    ),
-    st.fixed_dictionaries({"prompt": values, "chosen": values, "rejected": values}),
-    st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "Prompt", ""]), values),
-)
-
-
-def as_line(data):
-    try:
-        return json.dumps(data).encode()
-    except ValueError:  # an integer of too many digits to be written; spell it out
-        return b'{"prompt": 1' + b"0" * 5000 + b"}"
-
-
-well_formed = st.fixed_dictionaries(
-    {"prompt": texts, "chosen": texts, "rejected": texts}, optional={"margin": st.floats()}
-).map(as_line)
-anything = st.one_of(objects.map(as_line), objects.map(as_line), st.binary(max_size=40))
-# One bad line refuses a file, so that many files have none: else few rows would get through.
-files = st.one_of(st.lists(well_formed, max_size=4), st.lists(anything, max_size=3))
-ENCODER = TextEncoder(byte_tokenizer(), eos_ids=[258], context_length=80)
-
-
-@settings(
-    max_examples=300,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(rows=files)
-def test_any_file_is_refused_or_counted_or_usable(tmp_path, rows):
-    path = tmp_path / "fuzz.jsonl"
-    path.write_bytes(b"\n".join(rows))
-    for load in (load_groups, load_prompts):
-        try:
-            loaded = load(path, encoder=ENCODER, max_dropped=1.0)
-        except Refusal as refusal:
-            assert "fuzz.jsonl" in str(refusal)  # noqa: PT017  (both outcomes are right)
-            continue
-        assert loaded.items
-        assert len(loaded.items) + loaded.drops.dropped == loaded.drops.rows
-        for item in loaded.items:
-            prompt = item.prompt if load is load_groups else item
-            assert 0 < len(prompt.ids) < 80
-        if load is load_groups:
-            assert_groups_are_sound(loaded.items)
-
-
-def assert_groups_are_sound(groups):
-    for group in groups:
-        chosen, rejected = group.responses
-        assert chosen.ids != rejected.ids
-        assert math.isfinite(group.weight)
-        assert group.weight >= 0
-        assert group.margin is None or math.isfinite(group.margin)
-        json.dumps(group.to_json(), ensure_ascii=False).encode()
-        for response in group.responses:
-            assert 0 < len(response.ids) <= 80 - len(group.prompt.ids)
-            assert response.ids.count(258) == int(response.finished)
-            assert response.text.strip() or not response.finished

@@ -115,6 +115,37 @@ def test_columns_are_for_the_users_files_alone(write):
         make(columns={"choosen": "x"})
 
 
+def test_a_cache_changes_nothing(write, tmp_path):
+    pytest.importorskip("pyarrow")
+    names = [f"prompt {n}" for n in range(10)]
+    files = {
+        "prompts": write("p.jsonl", [{"prompt": n} for n in names]),
+        "pairs": write("q.jsonl", pairs_for(names)),
+        "validation_prompts": 3,
+    }
+    plain = make(**files)
+    for _ in range(2):  # tokenised, then found
+        cached = make(**files, cache_dir=str(tmp_path / "cache"))
+        assert cached.prompts() == plain.prompts()
+        assert cached.validation() == plain.validation()
+        assert len(cached.offline()) == 7
+        assert list(cached.offline()) == list(plain.offline())
+    assert {p.suffix for p in (tmp_path / "cache" / "data").iterdir()} == {".arrow", ".json"}
+    own = make(**{**files, "validation": files["prompts"]}, cache_dir=str(tmp_path / "cache"))
+    assert len(own.offline()) == 10
+
+
+def test_length_policies_reach_the_encoder(write):
+    pairs = write("q.jsonl", [{"prompt": "p", "chosen": "abcd", "rejected": "x"}] * 2)
+    task = make(pairs=pairs, max_response_tokens=3)
+    assert task.offline()[0].responses[0].text == "abc"
+    assert task.drops["pairs"].counts == {"response cut": 2}
+    with pytest.raises(Refusal, match="response longer than 3 tokens"):
+        make(pairs=pairs, max_response_tokens=3, long_responses="drop").check()
+    with pytest.raises(Refusal, match=r"long_prompts is 'cut'\. Expected drop or keep_end"):
+        make(long_prompts="cut")
+
+
 def test_prompts_leave_room_for_a_response(write):
     # ChatML around n bytes is n + 19 tokens; 300 of context less 64 leave 236.
     rows = [{"prompt": "x" * 217}, {"prompt": "y" * 218}, {"prompt": "z"}, {"prompt": "w"}]
