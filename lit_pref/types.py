@@ -290,13 +290,10 @@ class View:
         A pair is kept when both of its responses are. ``lengths`` are those of all responses.
         """
         index = torch.tensor(list(responses), dtype=torch.long)
-        out = View(
-            response={k: v[index.to(v.device)] for k, v in self.response.items()},
-            token={
-                k: _cat([v.split(list(lengths))[i] for i in responses], v)
-                for k, v in self.token.items()
-            },
-        )
+        out = View(response={k: v[index.to(v.device)] for k, v in self.response.items()})
+        for name, column in self.token.items():
+            parts = column.split(list(lengths))  # once: it makes a tensor of every response
+            out.token[name] = _cat([parts[i] for i in responses], column)
         if self.pairs is not None:
             place = torch.full((len(lengths),), -1, dtype=torch.long)
             place[index] = torch.arange(len(index))
