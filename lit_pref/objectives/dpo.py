@@ -144,7 +144,7 @@ class DPO(PairwiseModule):
         return divergence_score(log_ratio, self.divergence, alpha=self.divergence_alpha)
 
     def _position_losses(self, chosen: Side, rejected: Side, public: Tensor) -> Tensor:
-        """[N] mean over shared positions of a DPO loss at each, as the code of 2404.14367 has it."""
+        """[N] mean over shared positions of a DPO loss at each (the code of 2404.14367)."""
         assert chosen.ref_token_logps is not None and chosen.all_lengths is not None
         log_ratio = chosen.token_logps - chosen.ref_token_logps
         starts = chosen.all_lengths.cumsum(0) - chosen.all_lengths

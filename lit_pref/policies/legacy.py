@@ -22,9 +22,7 @@ from lit_pref.types import FlatTokens, Refusal, TokenStats
 __all__ = ["UnshiftedPolicy", "gpt_nano_legacy"]
 
 
-def gpt_nano_legacy(
-    *, vocab_size: int = 100, context_length: int = 10, seed: int = 0
-) -> ModelSpec:
+def gpt_nano_legacy(*, vocab_size: int = 100, context_length: int = 10, seed: int = 0) -> ModelSpec:
     """GPT-nano whose training forward is that of the code of arXiv 2404.14367.
 
     Args:

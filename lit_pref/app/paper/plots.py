@@ -86,10 +86,18 @@ def legend(axes: Any, *, title: str | None = None, columns: int | None = None) -
 def plot_band(
     axis: Any, x: Sequence[float], runs: Sequence[Sequence[float]], label: str, style: int
 ) -> None:
-    """Mean over seeds with its 95 % interval."""
+    """Mean over seeds with its 95 % interval; the last value where x does not move."""
     columns = [interval(values) for values in zip(*runs, strict=True)]
     means = [m for m, _, _ in columns]
     look = STYLES[style % len(STYLES)]
+    if x[0] == x[-1] and len(x) > 1:  # offline: all samples are drawn before the first step
+        mean, low, _ = columns[-1]
+        spread = None if low is None else [mean - low]
+        place = x[0] * (1 + 0.06 * style)
+        axis.errorbar(
+            [place], [mean], spread, color=look["color"], marker=look["marker"], capsize=3
+        )
+        return
     every = max(len(means) // 8, 1)
     axis.plot(x, means, label=label, markevery=(style % every, every), **look)
     if all(low is not None for _, low, _ in columns):
@@ -104,7 +112,7 @@ def curve_rows(
     panels: Sequence[tuple[str, dict[str, str]]],
     lines: Sequence[tuple[str, dict[str, str]]],
     metric: str = "probe/reward",
-    ylabel: str = "true reward (expected)",
+    ylabel: str = "true reward (mean, 95 %)",
 ) -> None:
     """Curves against optimizer steps (first row) and against samples (second row).
 
@@ -135,7 +143,10 @@ def curve_rows(
                     plot_band(
                         axis, runs[0].columns[x], [r.columns[metric] for r in runs], label, style
                     )
-            axis.set_xlabel(xlabel)
+            still = all(r.columns[x][0] == r.columns[x][-1] for r in curves.where(**panel))
+            axis.set_xlabel(f"{xlabel}; ends, set apart sideways" if still else xlabel)
+            if still:
+                axis.set_xlim(0, 2 * max(r.columns[x][-1] for r in curves.where(**panel)))
             if row == 0:
                 axis.set_title(title)
             if column == 0:
