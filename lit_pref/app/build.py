@@ -153,7 +153,7 @@ def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, 
         start = task.initialise
         if "cache_dir" in inspect.signature(task.initialise).parameters:
             start = functools.partial(task.initialise, cache_dir=cfg.paths.cache_dir)
-    policy = HFPolicy(
+    policy = (spec.policy or HFPolicy)(
         spec,
         initialise=start,
         path=cfg.model.forward,

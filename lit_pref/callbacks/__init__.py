@@ -3,6 +3,7 @@
 from lit_pref.callbacks.against_reference import AgainstReference, Comparer
 from lit_pref.callbacks.alarms import Alarms
 from lit_pref.callbacks.checkpoints import Checkpoints, WholeFileIO, newest_checkpoint
+from lit_pref.callbacks.curve import Curve
 from lit_pref.callbacks.evaluation import Evaluation, evaluate
 from lit_pref.callbacks.gradient_parts import GradientParts
 from lit_pref.callbacks.memory import ReturnFreedMemory
@@ -18,6 +19,7 @@ __all__ = [
     "Alarms",
     "Checkpoints",
     "Comparer",
+    "Curve",
     "Evaluation",
     "GradientParts",
     "Instrument",
