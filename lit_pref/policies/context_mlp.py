@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_pref.functional.bandit import ACTIONS, reference_probs
 from lit_pref.functional.contexts import TABLE, WIDTH, context_table
+from lit_pref.policies.lora import LoRA
 from lit_pref.policies.spec import ModelSpec, digest
 from lit_pref.types import FlatTokens, Policy, Refusal, TokenStats
 
@@ -104,6 +105,7 @@ class ContextMLPPolicy(nn.Module):
         initialise: called once with the freshly made network (the task's supervised start).
         path: accepted for the sake of the configuration; there is one forward.
         gradient_checkpointing: must be off; there is nothing to save.
+        lora: must be None; every weight is trained.
     """
 
     plain_head = True
@@ -115,8 +117,14 @@ class ContextMLPPolicy(nn.Module):
         initialise: Callable[[nn.Module], None] | None = None,
         path: str = "auto",
         gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
+        if lora is not None:
+            raise Refusal(
+                "model.lora: adapters are for language models, and this network trains all of its "
+                "weights; leave it out"
+            )
         if gradient_checkpointing:
             raise Refusal(
                 "model.gradient_checkpointing=true: a network of five layers has nothing to "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_pref.policies.hf import HFPolicy
+from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.models import gpt_nano
 from lit_pref.policies.spec import ModelSpec
 from lit_pref.types import FlatTokens, Refusal, TokenStats
