@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,11 +22,13 @@ from lit_pref.errors import Refusal
 
 __all__ = [
     "Batch",
+    "Comparison",
     "FlatTokens",
     "Forward",
     "Group",
     "Needs",
     "Policy",
+    "PreferenceOracle",
     "Prompt",
     "Reference",
     "Refusal",
@@ -118,9 +121,24 @@ class Group:
     """Preference margin of an offline pair, if the data has one."""
     weight: float = 1.0
     """Weight of the group in the loss; 0 keeps the place of a group that must not count."""
+    origin: dict[str, Any] | None = None
+    """Of a replayed group: the ``file`` and ``row`` it was read from, and its ``source`` there."""
+    comparisons: list[list[Any]] | None = None
+    """What a ``PreferenceOracle`` said: ``[first, second, P(first is better)]`` for each pair of
+    responses that was compared; None where nothing was compared."""
+
+    @property
+    def born(self) -> int:
+        """The step of this run from which the age of the group counts.
+
+        Samples of this run's policy are as old as the policy that made them. Stored ones count
+        from the start: ``policy_version`` of a replayed group is a step of another run.
+        """
+        return self.policy_version if self.source == "onpolicy" else 0
 
     def to_json(self) -> dict[str, Any]:
         """One line of ``samples.jsonl``: primitives only, nothing of time or host."""
+        compared = {} if self.comparisons is None else {"comparisons": self.comparisons}
         return {
             "prompt_id": self.prompt.id,
             "prompt": self.prompt.text,
@@ -133,6 +151,7 @@ class Group:
             "sampling": dict(self.sampling),
             "reward_source": self.reward_source,
             "responses": [r.to_json() for r in self.responses],
+            **compared,
         }
 
     def state(self) -> dict[str, Any]:
@@ -142,6 +161,7 @@ class Group:
             "columns": dict(self.prompt.columns),
             "margin": self.margin,
             "weight": self.weight,
+            "origin": self.origin,
             "policy_logps": [r.policy_logps for r in self.responses],
         }
 
@@ -170,6 +190,8 @@ class Group:
             reward_source=state["reward_source"],
             margin=state.get("margin"),
             weight=state.get("weight", 1.0),
+            origin=state.get("origin"),
+            comparisons=state.get("comparisons"),
         )
 
 
@@ -246,12 +268,10 @@ class FlatTokens:
         """The same prompts without unused ones, and only these responses (ascending indices)."""
         prompts = sorted({self.prompt_of[i] for i in responses})
         place = {p: n for n, p in enumerate(prompts)}
-        prompt_parts = self.prompt_ids.split(self.prompt_lengths)
-        response_parts = self.response_ids.split(self.lengths)
         return FlatTokens(
-            prompt_ids=_cat([prompt_parts[p] for p in prompts], self.prompt_ids),
+            prompt_ids=_pieces(self.prompt_ids, self.prompt_lengths, prompts),
             prompt_lengths=[self.prompt_lengths[p] for p in prompts],
-            response_ids=_cat([response_parts[i] for i in responses], self.response_ids),
+            response_ids=_pieces(self.response_ids, self.lengths, responses),
             lengths=[self.lengths[i] for i in responses],
             prompt_of=[place[self.prompt_of[i]] for i in responses],
         )
@@ -264,8 +284,12 @@ class FlatTokens:
         )
 
 
-def _cat(parts: list[Tensor], like: Tensor) -> Tensor:
-    return torch.cat(parts) if parts else like.new_zeros((0, *like.shape[1:]))
+def _pieces(values: Tensor, lengths: Sequence[int], chosen: Sequence[int]) -> Tensor:
+    """Some pieces of a flat tensor, one after the other; no tensor is made for the others."""
+    ends = list(accumulate(lengths))
+    assert sum(lengths) == len(values)
+    parts = [values[ends[i] - lengths[i] : ends[i]] for i in chosen]
+    return torch.cat(parts) if parts else values.new_zeros((0, *values.shape[1:]))
 
 
 @dataclass(slots=True)
@@ -292,10 +316,7 @@ class View:
         index = torch.tensor(list(responses), dtype=torch.long)
         out = View(
             response={k: v[index.to(v.device)] for k, v in self.response.items()},
-            token={
-                k: _cat([v.split(list(lengths))[i] for i in responses], v)
-                for k, v in self.token.items()
-            },
+            token={k: _pieces(v, lengths, responses) for k, v in self.token.items()},
         )
         if self.pairs is not None:
             place = torch.full((len(lengths),), -1, dtype=torch.long)
@@ -336,6 +357,7 @@ class Round:
         counts: drops and ties by name, for the log.
         strict: every response is used in exactly one step, by the policy that sampled it; then
             the policy at the start of the round is the policy now.
+        uses: for each group, how often it was trained on before this round; empty for never.
     """
 
     index: int
@@ -345,6 +367,7 @@ class Round:
     view: View = field(default_factory=View)
     counts: dict[str, float] = field(default_factory=dict)
     strict: bool = False
+    uses: list[int] = field(default_factory=list)
 
     def tokens(self) -> FlatTokens:
         """Kept prompts and responses, flat."""
@@ -381,6 +404,7 @@ class Batch:
             ``groups``, ``responses``, ``tokens``, ``pairs`` (weighted) and
             ``response_weight``.
         info: facts for the log, one number per batch (``age/mean``, ``uses``, ...).
+            ``notes.response["age"]`` is the age of each response, in steps.
         micro_batch_tokens: most prompt and response tokens that go through the model at once.
         index: (round, pass, position in the pass).
     """
@@ -455,6 +479,7 @@ class Needs:
         behaviours: it reads what produced each response.
         responses: least number of responses per prompt.
         policy: it trains a policy that samples (reward models do not).
+        unless: setting that lifts ``fresh`` (``objective.importance=token``), empty if none does.
     """
 
     reference: bool = False
@@ -464,6 +489,7 @@ class Needs:
     behaviours: bool = False
     responses: int = 1
     policy: bool = True
+    unless: str = ""
 
 
 class Forward(Protocol):
@@ -479,6 +505,8 @@ class RoundClient(Protocol):
     """What the DataModule needs of the LightningModule (``trainer.lightning_module``)."""
 
     needs: Needs
+    reuse: bool
+    """Whether its loss is right for samples that are used several times."""
 
     def forward_pass(self, micro_batch_tokens: int | None) -> Forward:
         """How notes are computed, within a token budget."""
@@ -564,11 +592,50 @@ class Sampler(Protocol):
 
 
 class RewardSource(Protocol):
-    """Scores responses."""
+    """Scores responses.
+
+    Two attributes may say how it wants to be called beside sampling, 1 each where they are absent:
+    ``concurrency``, the calls that may run at the same time (in threads), and ``groups_at_once``,
+    the groups of one call. A reward that is not what success is measured by (noise, normalised
+    parts) may have ``plain()``, the source to measure with.
+    """
 
     name: str
     version: str
 
     def score(self, groups: Sequence[Group]) -> list[float]:
         """One number per response, groups in order, responses in order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """A question to an oracle: which of two responses to one prompt is better?
+
+    Attributes:
+        group: the prompt and its responses.
+        first: position of one response in the group.
+        second: position of the other.
+    """
+
+    group: Group
+    first: int
+    second: int
+
+
+class PreferenceOracle(Protocol):
+    """Compares responses to the same prompt; the counterpart of ``RewardSource``.
+
+    Objectives on pairs train on the comparisons themselves, all others on each response's win
+    share: its mean probability of winning over the responses it was compared with.
+
+    ``concurrency`` and ``groups_at_once`` as for ``RewardSource``; ``opponents`` is the number of
+    responses that each response is compared with (None or absent: all others).
+    """
+
+    name: str
+    version: str
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
+        """P(first is better than second) in [0, 1] for each; 0.5 is a tie."""
         ...

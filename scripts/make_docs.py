@@ -37,14 +37,22 @@ FOLDER = ROOT / "docs" / "objectives"
 NOTES, METRICS = FOLDER / "notes.yaml", FOLDER / "metrics.json"
 Recorded = dict[str, dict[str, list[str]]]
 """Objective -> options ("" for none) -> names logged."""
-SOURCES = ("onpolicy", "offline")
+SOURCES = ("onpolicy", "offline", "mixed")
 SIZES = (
     "data.responses_per_prompt=4", "data.batch_size=4", "export=false", "seed=7",
 )  # fmt: skip
 TWO_STEPS = {
     "onpolicy": ("data.prompts_per_round=4", "data.rounds=2"),
     "offline": ("task.offline_prompts=6", "data.prompts_per_round=4", "data.reuse=2"),
+    "mixed": ("data.prompts_per_round=4", "data.rounds=2", "data.no_signal=refill"),
 }
+INSTRUMENTS = "callbacks=instruments"
+ALL_INSTRUMENTS = (
+    f"{INSTRUMENTS} task=text model=tiny reward=length sampler.max_new_tokens=16 "
+    f"sampler.stop_ids=[{','.join(map(str, range(0, 250, 9)))}] "
+    "callbacks.against_reference.comparer={_target_:lit_pref.testing.Shorter}"
+)
+"""Lengths that differ, and a judge: what the bandit cannot log. Run for one objective."""
 _SECTIONS = re.compile(r"\n\s*(Args|Returns|Raises|Example|Examples|Attributes):\n.*", re.S)
 
 PAPER = "Table 1 of arXiv 2404.14367"
@@ -63,13 +71,13 @@ INDEX = """# Objectives
 One file each under `lit_pref/objectives/`, one YAML each under `configs/objective/`. What an
 objective needs and does is declared by its class; `lit-pref objectives` prints this table.
 *Negative gradient*: the update lowers the log-probability of some response tokens. *Fresh samples*:
-only right on samples of the present policy, so that `data=offline` is refused. *Reuse*: right for
-`data.reuse` above 1.
+only right on samples of the present policy, so that `data=offline`, `mixed` and `replay` are
+refused. *Reuse*: right for `data.reuse` above 1; others say so and go on.
 
 {table}
 
 On-policy DPO is `objective=dpo data=onpolicy`; every objective without *fresh samples* trains on
-either source, but for `reward_model`, which trains no policy. [What learns on the token
+any source, but for `reward_model`, which trains no policy. [What learns on the token
 bandit](learning.md) compares them under one fixed setting; [Metrics](../guide/metrics.md) explains
 every logged name.
 """
@@ -158,7 +166,8 @@ def record(names: Iterable[str]) -> None:
     notes = load_notes()
     for name in names:
         found: dict[str, list[str]] = {"": sorted(set().union(*_logged(name, ())))}
-        for options in notes.get(name, {}).get("options", []):
+        more = [INSTRUMENTS, *([ALL_INSTRUMENTS] if name == "dpo" else [])]
+        for options in [*notes.get(name, {}).get("options", []), *more]:
             logged = set().union(*_logged(name, options.split()))
             found[options] = sorted(logged - set(found[""]))
         known[name] = found
@@ -166,14 +175,15 @@ def record(names: Iterable[str]) -> None:
         METRICS.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-def _logged(name: str, options: Iterable[str]) -> list[set[str]]:
+def _logged(name: str, options: Sequence[str]) -> list[set[str]]:
     from hydra import compose
 
     from lit_pref.app.preflight import composing
     from lit_pref.app.run import run_job
 
     out: list[set[str]] = []
-    for source in SOURCES:
+    another = any(o.startswith("task=") for o in options)  # it may have no offline data
+    for source in ["onpolicy"] if another else SOURCES:
         with tempfile.TemporaryDirectory() as base:
             folder = Path(base) / "run"
             overrides = [f"objective={name}", f"data={source}", *SIZES, *TWO_STEPS[source]]
@@ -229,7 +239,11 @@ def load_notes() -> dict[str, Any]:
 def commands(declaration: Declaration) -> list[str]:
     """Commands of a page: one for every source that the objective takes."""
     needs = declaration.kind.needs
-    takes = {"onpolicy": needs.policy, "offline": not needs.fresh}
+    takes = {
+        "onpolicy": needs.policy,
+        "offline": not needs.fresh,
+        "mixed": needs.policy and not needs.fresh,
+    }
     return [
         f"python train.py objective={declaration.name} data={source}"
         for source in SOURCES
@@ -307,9 +321,12 @@ def _metrics(recorded: dict[str, list[str]], shared: Sequence[str]) -> list[str]
     if own:
         lines += ["Of this objective and its data:", "", *metric_table(own), ""]
     for options, names in recorded.items():
-        if options and names:
+        if options and names and not options.startswith(INSTRUMENTS):
             lines += [f"With `{options}` also:", "", *metric_table(_ordered(names)), ""]
-    return [*lines, "In every run:", "", *metric_table(n for n in shared if n in recorded[""])]
+    lines += ["In every run:", "", *metric_table(n for n in shared if n in recorded[""]), ""]
+    if recorded.get(INSTRUMENTS):
+        lines.append(f"More with `{INSTRUMENTS}`: [Instruments](../guide/instruments.md).")
+    return lines
 
 
 def pages() -> dict[Path, str]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import re
 from pathlib import Path
 
@@ -26,6 +27,11 @@ GIVEN = {
     ("reward", "regex"): ["reward.pattern=x"],
     ("reward", "keyword"): ["reward.words=[x]"],
     ("reward", "callable"): ["reward.function=math.sqrt"],
+    ("reward", "compare"): ["reward.function=math.sqrt"],
+    ("reward", "learned"): ["reward.path=x"],
+    ("reward", "classifier"): ["reward.path=x"],
+    ("reward", "remote"): ["reward.url=http://x"],
+    ("reward", "judge"): ["reward.url=http://x", "reward.model=m"],
     ("reward", "sum"): ["reward.sources=[]", "reward.weights=[]"],
 }
 
@@ -78,10 +84,12 @@ def test_every_file_says_what_it_is(path: Path) -> None:
     assert lines[0].startswith("# ")
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "objective").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "objective").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_objectives_explain_every_key_and_set_no_rate_or_size(path: Path) -> None:
     lines = path.read_text().splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         key = re.match(r"([a-z]\w*):", line)
         if key and key[1] != "name":
             assert before.startswith("#") or "#" in line, f"{path.name}: {line}"
@@ -93,9 +101,7 @@ def test_packages_are_the_folders() -> None:
     root = CONFIGS.parent
     text = (root / "pyproject.toml").read_text()
     listed = set(re.findall(r'^    "(lit_pref[\w.]*)",$', text, re.M))
-    code = {
-        ".".join(f.parent.relative_to(root).parts) for f in (root / "lit_pref").rglob("*.py")
-    }
+    code = {".".join(f.parent.relative_to(root).parts) for f in (root / "lit_pref").rglob("*.py")}
     configs = {
         ".".join(("lit_pref.configs", *f.parent.relative_to(CONFIGS).parts))
         for f in CONFIGS.rglob("*.yaml")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,17 +19,19 @@ from omegaconf import DictConfig, OmegaConf
 from lit_pref.callbacks import MetricsCSV, RunFiles
 from lit_pref.data import RoundDataModule
 from lit_pref.objectives import ObjectiveModule
-from lit_pref.policies.hf import HFPolicy
+from lit_pref.policies.causal_lm import HFPolicy
+from lit_pref.policies.lora import LoRA
 from lit_pref.rewards import task_reward
 from lit_pref.tasks.base import Task
 from lit_pref.types import Refusal
 
-__all__ = ["Parts", "build", "make"]
+__all__ = ["Parts", "build", "make", "make_reward"]
 
 log = logging.getLogger(__name__)
 
 _NOT_ARGUMENTS = (
-    "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "monitor",
+    "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "lora",
+    "monitor", "threads", "prepare",
 )  # fmt: skip
 """Keys of a node that other nodes read; they are not arguments of its class."""
 
@@ -98,16 +101,19 @@ def build(cfg: DictConfig) -> Parts:
     )
     reward = None
     if cfg.reward.name == "task":
-        if cfg.data.name == "onpolicy" or task.true_reward() is not None:
+        samples = cfg.data.name == "onpolicy" or cfg.data.get("onpolicy_fraction", 0) > 0
+        if samples or task.true_reward() is not None:
             reward = task_reward(task)
     else:
-        reward = make(cfg.reward, without=("name",), tokenizer=policy.spec.tokenizer)
-    held_out = {}
+        reward = make_reward(cfg, task, tokenizer=policy.spec.tokenizer)
+    more: dict[str, Any] = {}
     if "held_out" in cfg.data and cfg.data.held_out is None:
-        held_out = {"held_out": 0.0 if objective.needs.policy else 0.1}
+        more["held_out"] = 0.0 if objective.needs.policy else 0.1
+    if "path" in cfg.data:  # groups of a file: their tokens are checked
+        more["vocab_size"] = policy.spec.vocab_size
     data = make(
         cfg.data,
-        **held_out,
+        **more,
         task=task,
         sampler=make(cfg.sampler),
         reward=reward,
@@ -118,6 +124,11 @@ def build(cfg: DictConfig) -> Parts:
     return Parts(task=task, policy=policy, objective=objective, data=data)
 
 
+def make_reward(cfg: DictConfig, task: Task, **extra: Any) -> Any:
+    """The reward or oracle of the configuration, where it is not the task's own."""
+    return make(cfg.reward, without=("name",), true_reward=task.true_reward(), **extra)
+
+
 def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, HFPolicy]:
     """The task, its files read and checked, and the policy without its weights.
 
@@ -125,6 +136,8 @@ def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, 
         cfg: with ``task``, ``model``, ``sampler`` and ``paths``.
         initialise: bring a new policy to the task's initial policy; not for a trained model.
     """
+    if cfg.model.get("threads"):
+        torch.set_num_threads(cfg.model.threads)
     spec = make(cfg.model)
     task: Task = make(
         cfg.task,
@@ -140,13 +153,22 @@ def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, 
         start = task.initialise
         if "cache_dir" in inspect.signature(task.initialise).parameters:
             start = functools.partial(task.initialise, cache_dir=cfg.paths.cache_dir)
-    policy = HFPolicy(
+    policy = (spec.policy or HFPolicy)(
         spec,
         initialise=start,
         path=cfg.model.forward,
         gradient_checkpointing=cfg.model.gradient_checkpointing,
+        lora=lora_of(cfg.model),
     )
     return task, policy
+
+
+def lora_of(model: DictConfig) -> LoRA | None:
+    """Adapters to train instead of the model's weights; None where ``model.lora`` asks for none."""
+    node = model.get("lora")
+    if node is None or node.rank is None:
+        return None
+    return LoRA(**OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
 
 
 def _check_lengths(cfg: DictConfig, spec: Any, task: Task) -> None:

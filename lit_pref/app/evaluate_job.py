@@ -65,7 +65,7 @@ def evaluate_request(request: Request) -> dict[str, Any]:
         raise Refusal(f"{folder} has an evaluation.json already; choose another with output=FOLDER")
     _make(folder)
     task, policy = policy_of(request)
-    reward = reward_of(cfg, task, prefer_true="reward" not in request.chosen)
+    reward = reward_of(cfg, task, prefer_true="reward" not in request.chosen, measure=True)
     sampler = make(cfg.sampler)
     policy.load()
     reference, reference_name = reference_of(request, policy)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
@@ -32,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_pref.app.outcome import Outcome
 from lit_pref.app.processes import COUNT, started_by
 
-__all__ = ["LaunchedProcess", "process_count", "run_processes"]
+__all__ = ["LaunchedProcess", "process_count", "run_apart", "run_processes"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ _GRACE = 5.0
 """Seconds between the first failure and the end of all: time for summary and report."""
 _GRACE_ORDERLY = 60.0
 """The same after a refusal or an interruption, which every process comes to by itself."""
+_LAUNCHERS = re.compile(
+    r"(SLURM|TORCHELASTIC|PL)_|(MASTER_(ADDR|PORT)|NODE_RANK|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE))$"
+)
+"""Variables by which launchers and Lightning tell a process of its peers."""
 _ORDERLY = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -97,6 +102,21 @@ def run_processes(cfg: DictConfig, folder: Path, count: int, *, resume: bool) ->
         return processes.outcome()
 
 
+def run_apart(message: dict[str, Any], output: Path) -> Outcome:
+    """Work in one process of its own that knows nothing of a launcher's other processes.
+
+    Args:
+        message: see ``lit_pref.app.child``.
+        output: the file that takes what it prints.
+    """
+    with tempfile.TemporaryDirectory(prefix="lit_pref_") as told, output.open("ab") as printed:
+        processes = _Processes(Path(told), 1, alone=True, printed=printed)
+        with _signals_to(processes):
+            processes.start(message)
+            processes.wait()
+        return processes.outcome()
+
+
 def _message(cfg: DictConfig, folder: Path, *, resume: bool) -> dict[str, Any]:
     """What a process needs to know; it goes through its standard input, not through a file."""
     handlers = None
@@ -117,19 +137,31 @@ class _Processes:
         told: where each leaves how it ended.
         count: how many there are.
         command: what each of them is.
+        alone: they are no part of what a launcher has started.
+        printed: takes what they print; None: where this process prints.
     """
 
-    def __init__(self, told: Path, count: int, command: Sequence[str] = _COMMAND) -> None:
+    def __init__(
+        self,
+        told: Path,
+        count: int,
+        command: Sequence[str] = _COMMAND,
+        *,
+        alone: bool = False,
+        printed: IO[bytes] | None = None,
+    ) -> None:
         self.told, self.count, self.command = told, count, list(command)
+        self.alone, self.printed = alone, printed
         self.running: list[subprocess.Popen[bytes]] = []
         self.received: list[int] = []
         self.first: int | None = None  # the one whose end is the reason for the others'
 
     def start(self, message: dict[str, Any]) -> None:
+        around = {k: v for k, v in os.environ.items() if not (self.alone and _LAUNCHERS.match(k))}
         environment = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
-            **os.environ,  # several machines: the user has set address, port and NODE_RANK
+            **around,  # several machines: the user has set address, port and NODE_RANK
             # The same modules as here, whatever way this process was started.
             "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path),
             "PYTHONSAFEPATH": "1",
@@ -141,6 +173,8 @@ class _Processes:
                 self.command,
                 env={**environment, "LOCAL_RANK": str(local_rank)},
                 stdin=subprocess.PIPE,
+                stdout=self.printed,
+                stderr=self.printed,
                 start_new_session=True,  # Ctrl-C comes once, from here
             )
             self.running.append(process)

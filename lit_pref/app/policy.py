@@ -13,15 +13,17 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from lit_pref.app.build import make, task_and_policy
+from lit_pref.app.build import lora_of, make, make_reward, task_and_policy
+from lit_pref.app.prepare import plan, prepare
 from lit_pref.app.request import Request, Source
 from lit_pref.callbacks import newest_checkpoint
 from lit_pref.objectives.forward import EngineForward
-from lit_pref.policies.hf import HFPolicy
+from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.models import hf
 from lit_pref.policies.pretrained import no_progress_bars
+from lit_pref.rewards.base import measuring
 from lit_pref.tasks.base import Task
-from lit_pref.types import Forward, Policy, Refusal, RewardSource
+from lit_pref.types import Forward, Policy, Refusal
 
 __all__ = [
     "PolicyWork",
@@ -37,22 +39,35 @@ log = logging.getLogger(__name__)
 
 
 def policy_of(request: Request) -> tuple[Task, HFPolicy]:
-    """The task and the policy before any training of the run; its weights are loaded later."""
+    """The task and the policy before any training of the run; its weights are loaded later.
+
+    Runs that the task needs are made first, where they are not there.
+    """
+    prepare(plan(request.cfg))
     return task_and_policy(request.cfg, initialise=request.source.folder is None)
 
 
-def reward_of(cfg: DictConfig, task: Task, *, prefer_true: bool) -> RewardSource | None:
+def reward_of(cfg: DictConfig, task: Task, *, prefer_true: bool, measure: bool = False) -> Any:
     """The reward of the configuration; None where it is the task's own and the task has none.
 
     Args:
         cfg: with a ``reward`` node.
         task: the task.
         prefer_true: take the task's true reward where there is one, as validation does.
+        measure: leave noise out, and refuse what compares and does not score.
     """
     true = task.true_reward()
     if cfg.reward.name == "task" or (prefer_true and true is not None):
         return true
-    return make(cfg.reward, without=("name",))
+    reward = make_reward(cfg, task)
+    if not measure:
+        return reward
+    if (found := measuring(reward)) is None and not prefer_true:
+        raise Refusal(
+            f"reward={cfg.reward.name} compares responses with each other and gives none a score "
+            "of its own, so it cannot measure a policy; choose a reward that scores"
+        )
+    return found
 
 
 # --------------------------------------------------------------------------- weights
@@ -77,12 +92,12 @@ def load_weights(policy: HFPolicy, source: Source) -> dict[str, Any]:
     path = _checkpoint_file(source.run, source.checkpoint or "last")
     if path.is_dir():
         weights, step = _folder_weights(path), None
-        target: Any = policy.model
+        target: Any = policy.load_whole_state
     else:
         weights, step = _checkpoint_weights(path)
-        target = policy
+        target = policy.load_state_dict
     try:
-        target.load_state_dict(weights)
+        target(weights)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise Refusal(
@@ -261,8 +276,11 @@ def export_policy(source: Source, output: Path) -> Path:
     assert source.run is not None
     cfg = OmegaConf.load(source.run / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    # Every weight comes from the checkpoint: neither the task's files nor its start are needed.
-    policy = HFPolicy(make(cfg.model), path="padded").load()
+    if lora_of(cfg.model) is None:
+        # Every weight comes from the checkpoint: the task's files and start are not needed.
+        policy = HFPolicy(make(cfg.model), path="padded").load()
+    else:  # adapters belong to the policy as it was before training
+        policy = task_and_policy(cfg)[1].load()
     load_weights(policy, source)
     part = output.with_name(output.name + ".part")
     try:

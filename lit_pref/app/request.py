@@ -232,6 +232,7 @@ class exit_codes:
         if isinstance(error, KeyboardInterrupt):
             print("Interrupted.", file=sys.stderr)
             raise SystemExit(130) from None
-        if type(error).__name__ == "RewardError":  # its message names reward, prompt and response
+        # Their messages say it all: reward, prompt and response; the folder of the prepared run.
+        if type(error).__name__ in ("RewardError", "PreparationFailed"):
             print(f"Failed: {error}", file=sys.stderr)
             raise SystemExit(1) from None

@@ -6,15 +6,19 @@ import logging
 import sys
 import time
 import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning as L
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lit_pref.app.build import build, trainer_of
 from lit_pref.app.isolation import isolated
 from lit_pref.app.launch import LaunchedProcess, process_count, run_processes
 from lit_pref.app.outcome import Outcome
+from lit_pref.app.prepare import PreparationFailed, plan, prepare
 from lit_pref.app.processes import is_main, started_by
 from lit_pref.app.record import Summary, correct_summary, write_config
 from lit_pref.callbacks import Checkpoints, Evaluation, WholeFileIO, newest_checkpoint
@@ -37,26 +41,48 @@ def run_job(cfg: DictConfig, folder: Path, *, resume: bool = False) -> Outcome:
         resume: go on from the checkpoints in ``folder``.
     """
     with isolated():
+        outcome = _prepared(cfg, folder, resume=resume)
         count = process_count(cfg)
-        if count > 1:
+        if outcome.status != "finished":
+            pass
+        elif count > 1:
             began = time.time()
             outcome = run_processes(cfg, folder, count, resume=resume)
             correct_summary(cfg, folder, outcome, began)
         else:
-            outcome = _run_here(cfg, folder, resume=resume)
+            outcome = _ended(
+                partial(_train, cfg, folder, resume=resume), cfg, folder, resume=resume
+            )
     if is_main() and started_by() != "lit_pref":  # for those, run_processes' caller speaks
         _say(outcome, folder)
     return outcome
 
 
-def _run_here(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
-    started = time.monotonic()
-    summary = Summary(cfg, folder, started)
+def _prepared(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
+    """Make the runs that the task needs, and put their folders into the configuration."""
+    if OmegaConf.select(cfg, "task.prepare") is None and cfg.reward.name != "prepared":
+        return Outcome("finished", 0)
+
+    def work(summary: Summary) -> None:
+        before = OmegaConf.to_yaml(cfg)
+        missing = plan(cfg)
+        if is_main() and OmegaConf.to_yaml(cfg) != before:  # a resumed run reads it there
+            write_config(cfg, folder)
+        prepare(missing)
+
+    return _ended(work, cfg, folder, resume=resume)
+
+
+def _ended(
+    work: Callable[[Summary], float | None], cfg: DictConfig, folder: Path, *, resume: bool
+) -> Outcome:
+    """How a piece of work ended; anything but the good end is written into the summary."""
+    summary = Summary(cfg, folder, time.monotonic())
     try:
         if not resume and is_main():
             write_config(cfg, folder)
         with terminable():
-            metric = _train(cfg, folder, summary, resume=resume)
+            metric = work(summary)
     except Refusal as refusal:
         outcome = Outcome("refused", 2, reason=str(refusal))
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -68,6 +94,8 @@ def _run_here(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
             outcome = Outcome("interrupted", 128 + signum, reason="stopped at once")
         else:
             outcome = Outcome("failed", 1, reason=f"something called sys.exit({end.code!r})")
+    except PreparationFailed as error:
+        outcome = Outcome("failed", 1, reason=str(error))
     except Exception as error:
         log.error("%s", traceback.format_exc())
         outcome = Outcome("failed", 1, reason=f"{type(error).__name__}: {error}")
@@ -94,6 +122,7 @@ def _say(outcome: Outcome, folder: Path) -> None:
 
 
 def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> float | None:
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, in every loop
     for name in ("lightning.pytorch", "lightning.fabric"):  # their notes are about other loops
         logging.getLogger(name).setLevel(logging.WARNING)
     L.seed_everything(cfg.seed, workers=False, verbose=False)

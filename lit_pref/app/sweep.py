@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_pref.app.cells import Grid, NotOurs, plan_cells
 from lit_pref.app.preflight import config_dir
+from lit_pref.app.prepare import plan
 from lit_pref.errors import Refusal
 
 __all__ = ["NoteFolder", "run_cell", "run_sweep"]
@@ -133,6 +134,7 @@ def run_cell(cfg: DictConfig) -> float | None:
     log.info("cell %s: %s", folder.name, " ".join(given) or "no overrides")
     again = Grid.continues(Path(settings.sweep.dir).absolute(), folder)
     if again:
+        plan(cfg)  # as the cell's configuration was saved: with the runs prepared for it
         _check_agreement(cfg, folder)
     outcome = run_job(cfg, folder, resume=again)
     if outcome.status == "interrupted":

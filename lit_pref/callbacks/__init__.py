@@ -1,17 +1,35 @@
-"""Callbacks: evaluation, files of the run, progress."""
+"""Callbacks: evaluation and its instruments, alarms, files of the run, progress."""
 
+from lit_pref.callbacks.against_reference import AgainstReference, Comparer
+from lit_pref.callbacks.alarms import Alarms
 from lit_pref.callbacks.checkpoints import Checkpoints, WholeFileIO, newest_checkpoint
+from lit_pref.callbacks.curve import Curve
 from lit_pref.callbacks.evaluation import Evaluation, evaluate
+from lit_pref.callbacks.gradient_parts import GradientParts
+from lit_pref.callbacks.memory import ReturnFreedMemory
 from lit_pref.callbacks.metrics_csv import MetricsCSV
+from lit_pref.callbacks.occasion import Instrument, Occasion
+from lit_pref.callbacks.probe import Probe
 from lit_pref.callbacks.progress import RunProgress
 from lit_pref.callbacks.run_files import RunFiles
+from lit_pref.callbacks.sample_statistics import SampleStatistics
 
 __all__ = [
+    "AgainstReference",
+    "Alarms",
     "Checkpoints",
+    "Comparer",
+    "Curve",
     "Evaluation",
+    "GradientParts",
+    "Instrument",
     "MetricsCSV",
+    "Occasion",
+    "Probe",
+    "ReturnFreedMemory",
     "RunFiles",
     "RunProgress",
+    "SampleStatistics",
     "WholeFileIO",
     "evaluate",
     "newest_checkpoint",

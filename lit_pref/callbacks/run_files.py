@@ -31,7 +31,6 @@ class RunFiles(L.Callback):
         self.lines = {"samples.jsonl": 0, "validation.jsonl": 0}
         self._restored: dict[str, Any] | None = None
         self._trainer: L.Trainer | None = None
-        self._offline_written = False
         self._begun = False
 
     # ------------------------------------------------------------------ set-up and resume
@@ -67,13 +66,11 @@ class RunFiles(L.Callback):
         csv = [x for x in self._trainer.loggers if isinstance(x, MetricsCSV)]  # type: ignore[union-attr]
         return {
             "lines": dict(self.lines),
-            "offline_written": self._offline_written,
             "metrics": csv[0].state() if csv else {},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
-        self._offline_written = state_dict["offline_written"]
 
     # ------------------------------------------------------------------ rounds
 
@@ -105,13 +102,7 @@ class RunFiles(L.Callback):
         data = trainer.datamodule
         for logger in trainer.loggers:
             logger.log_metrics({**data.progress(), **values}, step=trainer.global_step)
-        generated = [g for g in round.groups if g.sampling]
-        if round.groups[0].source == "offline":
-            if self._offline_written:
-                return
-            self._offline_written = True
-            generated = [g for g in data.stored or [] if g.sampling]
-        self._append("samples.jsonl", (g.to_json() for g in generated))
+        self._append("samples.jsonl", (g.to_json() for g in data.newly_sampled))
 
     def on_failed_round(self, index: int, groups: list[Group]) -> None:
         """Keep what was sampled before the failure, in a file of its own."""

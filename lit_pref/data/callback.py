@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import lightning as L
 
+from lit_pref.data.checks import reuse_warning
 from lit_pref.data.datamodule import RoundDataModule
 from lit_pref.types import Refusal
 
 __all__ = ["RoundCallback"]
+
+log = logging.getLogger(__name__)
 
 
 class RoundCallback(L.Callback):
@@ -35,6 +39,9 @@ class RoundCallback(L.Callback):
             )
         self._check(trainer, data)
         data.check(data.client)
+        warning = reuse_warning(data, data.client)
+        if warning is not None and trainer.is_global_zero:
+            log.warning(warning)
         data.armed = False
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -8,41 +8,33 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
 
-from lit_pref.data.collate import RoundTensors, sampled_logps
+from lit_pref.data.checks import check_combination, check_sizes
+from lit_pref.data.collate import RoundTensors
 from lit_pref.data.evaluation import Measured, PromptLoader, measure_module
-from lit_pref.data.gather import annotate_over_processes
 from lit_pref.data.generate import generate_groups
 from lit_pref.data.loader import RoundLoader
-from lit_pref.functional.rng import permutation
+from lit_pref.data.reward_log import RewardLog
+from lit_pref.data.rounds import RoundListener, make_round, round_from_state, round_state
+from lit_pref.data.stored import StoredGroups
+from lit_pref.functional.rng import Order, permutation
 from lit_pref.tasks.base import Task
-from lit_pref.types import Group, Prompt, Refusal, RewardSource, Round, RoundClient, Sampler, View
+from lit_pref.types import (
+    Group,
+    PreferenceOracle,
+    Prompt,
+    Refusal,
+    RewardSource,
+    Round,
+    RoundClient,
+    Sampler,
+)
 
 __all__ = ["RoundDataModule", "RoundListener"]
-
-
-class RoundListener(Protocol):
-    """What is told about rounds (progress bars, sample files)."""
-
-    def on_pass_start(self, index: int, number: int) -> None:
-        """Pass ``number`` over round ``index`` comes next; the round may have to be made first."""
-        ...
-
-    def on_progress(self, stage: str, done: int, total: int) -> None:
-        """``stage`` is ``"generating"`` or ``"scoring"``; counts are responses."""
-        ...
-
-    def on_round(self, round: Round) -> None:
-        """A round is complete: sampled, scored, annotated."""
-        ...
-
-    def on_failed_round(self, index: int, groups: list[Group]) -> None:
-        """A round could not be completed; these groups were there."""
-        ...
 
 
 class RoundDataModule(L.LightningDataModule):
@@ -61,21 +53,31 @@ class RoundDataModule(L.LightningDataModule):
         micro_batch_tokens: prompt and response tokens that go through the model at once; changes
             memory and speed, never the gradient. None: the whole batch.
         seed: of every random draw on the data side.
+        prompt_order: ``shuffled``: prompts (or rows) come without replacement across rounds, each
+            sweep over them in an order of its own; ``fixed``: in the order of the task (or file).
+        max_age: a group older than so many steps keeps its place in its batch with weight 0, and
+            is counted; None: no limit. Stored groups are as old as the run.
 
     Raises:
         Refusal: sizes that do not fit together.
     """
 
     source: ClassVar[str]
-    fresh: ClassVar[bool]
-    """Whether its samples come from the present policy."""
+    fresh_groups: int
+    """Groups of each round that are sampled from the policy as it is then; they come first.
+
+    The rest are rows of ``stored``. Each of the two parts is permuted separately, and every batch
+    has its share of both.
+    """
+    stored: StoredGroups | None
+    """Where the other groups of a round come from."""
 
     def __init__(
         self,
         task: Task,
         *,
         sampler: Sampler,
-        reward: RewardSource | None,
+        reward: RewardSource | PreferenceOracle | None,
         prompts_per_round: int,
         responses_per_prompt: int,
         batch_size: int,
@@ -84,6 +86,8 @@ class RoundDataModule(L.LightningDataModule):
         max_steps: int = -1,
         micro_batch_tokens: int | None = None,
         seed: int = 0,
+        prompt_order: Order = "shuffled",
+        max_age: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -93,19 +97,9 @@ class RoundDataModule(L.LightningDataModule):
             "reuse": reuse,
             "rounds": rounds,
         }
-        for name, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                raise Refusal(f"data.{name} must be a whole number from 1, got {value!r}")
-        if prompts_per_round % batch_size:
-            good = [b for b in range(1, prompts_per_round + 1) if prompts_per_round % b == 0]
-            near = sorted(good, key=lambda b: abs(b - batch_size))[:3]
-            raise Refusal(
-                f"data.batch_size={batch_size} does not divide "
-                f"data.prompts_per_round={prompts_per_round}; nearest values that do: "
-                f"{', '.join(map(str, sorted(near)))}"
-            )
-        if micro_batch_tokens is not None and micro_batch_tokens < 1:
-            raise Refusal(f"data.micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
+        check_sizes(
+            sizes, micro_batch_tokens=micro_batch_tokens, max_age=max_age, order=prompt_order
+        )
         self.task = task
         self.sampler = sampler
         self.reward = reward
@@ -117,16 +111,24 @@ class RoundDataModule(L.LightningDataModule):
         self.max_steps = max_steps
         self.micro_batch_tokens = micro_batch_tokens
         self.seed = seed
+        self.prompt_order: Order = prompt_order
+        self.max_age = max_age
+        self.fresh_groups = prompts_per_round
+        self.stored = None
+        self.newly_sampled: list[Group] = []
+        self.round_counts: dict[str, float] = {}
         self.validation_prompts = task.validation()
         self.held_out_groups: list[Group] = []
         self.predict_prompts: Sequence[Prompt] | None = None
         self.listeners: list[RoundListener] = []
         self.counters = {"samples": 0, "reward_queries": 0, "eval_queries": 0}
+        self.reward_log = RewardLog(reward, task)
         self.loader = RoundLoader(self)
         self.armed = False
         self.round: Round | None = None
         self._tensors: RoundTensors | None = None
         self._pass = 0
+        self._order: tuple[tuple[int, int], list[list[int]]] = ((-1, -1), [])
 
     # ------------------------------------------------------------------ override
 
@@ -173,6 +175,7 @@ class RoundDataModule(L.LightningDataModule):
         responses = sum(len(g.responses) for g in groups)
         self.counters["samples"] += responses
         self.counters["reward_queries"] += 0 if self.reward is None else responses
+        self.newly_sampled += groups
         return groups
 
     def _on_progress(self, stage: str, done: int, total: int) -> None:
@@ -191,47 +194,28 @@ class RoundDataModule(L.LightningDataModule):
         Raises:
             Refusal: it cannot; the message says what to change.
         """
-        needs, name = client.needs, type(client).__name__
-        if needs.fresh and not self.fresh:
-            raise Refusal(
-                f"{name} trains on fresh samples of the policy, but data={self.source} gives "
-                "stored ones; use data=onpolicy"
-            )
-        if not needs.policy and self.fresh:
-            raise Refusal(
-                f"{name} trains no policy that could sample; use data=offline instead of "
-                f"data={self.source}"
-            )
-        present = self.least_responses()
-        if needs.responses > present:
-            raise Refusal(
-                f"{name} needs at least {needs.responses} responses to each prompt, "
-                f"got data.responses_per_prompt={present}; set data.responses_per_prompt="
-                f"{needs.responses} or more"
-            )
-        if needs.behaviours and not self.behaviours_known():
-            raise Refusal(
-                f"{name} weighs samples by what produced them, but the data of data={self.source} "
-                "has no behaviour log-probs; use data=onpolicy, or set objective.importance=none "
-                "where that is right"
-            )
-        if needs.rewards and not self.scored():
-            raise Refusal(
-                f"{name} needs a reward for every response, but the data of data={self.source} "
-                "has none; use data=onpolicy with a reward, or an objective on pairs"
-            )
+        check_combination(self, client)
 
     def least_responses(self) -> int:
         """Fewest responses in a group."""
-        return self.responses_per_prompt
+        known = self.stored is not None and self.stored.groups is not None
+        stored = [self.stored.facts.least_responses] if known else []  # type: ignore[union-attr]
+        if self.fresh_groups or not known:
+            stored.append(self.responses_per_prompt)
+        return min(stored)
 
     def behaviours_known(self) -> bool:
         """Whether every response has the log-probs of the distribution that sampled it."""
-        return True
+        if self.stored is None or self.stored.groups is None:  # we sample them ourselves
+            return True
+        return self.stored.facts.unknown is None
 
     def scored(self) -> bool:
         """Whether every response has a reward."""
-        return self.reward is not None
+        known = self.stored is not None and self.stored.groups is not None
+        if (self.fresh_groups or not known) and self.reward is None:
+            return False
+        return not known or self.stored.facts.unscored is None  # type: ignore[union-attr]
 
     # ------------------------------------------------------------------ sizes
 
@@ -349,23 +333,10 @@ class RoundDataModule(L.LightningDataModule):
     def ensure_round(self, index: int) -> None:
         """Make round ``index`` unless it is the present one."""
         if self.round is not None and self.round.index == index:
-            self._tensors = self._tensors or RoundTensors(self.round)
+            self._tensors = self._tensors or RoundTensors(self.round, max_age=self.max_age)
             return
-        client = self.client
-        client.begin_round(index)
-        groups = self.make_groups(index, client)
-        assert len(groups) == self.prompts_per_round
-        round = Round(index=index, groups=groups)
-        strict = self.fresh and self.reuse == 1 and self.batch_size == self.prompts_per_round
-        round.strict = strict
-        round.keep = client.select(round, seed=self.seed)
-        round.notes = annotate_over_processes(client, round, self.trainer, self.micro_batch_tokens)
-        round.notes.token.update(sampled_logps(round).token)
-        round.view = client.view(round, seed=self.seed)
-        client.observe(round)
-        if strict:  # then it is the policy now, and a ratio exactly 1
-            round.notes.token.pop("old_logps", None)
-        self.round, self._tensors = round, RoundTensors(round)
+        round = make_round(self, index, self.client)
+        self.round, self._tensors = round, RoundTensors(round, max_age=self.max_age)
         for listener in self.listeners:
             listener.on_round(round)
 
@@ -383,9 +354,7 @@ class RoundDataModule(L.LightningDataModule):
     def batch(self, position: int) -> Any:
         """Batch ``position`` of the present pass, this process's part."""
         assert self.round is not None and self._tensors is not None
-        index, size = self.round.index, self.batch_size
-        order = permutation(self.prompts_per_round, self.seed, "order", index, self._pass)
-        groups = sorted(order[position * size : (position + 1) * size])
+        index, groups = self.round.index, self._batch_groups(position)
         rank, world = self.trainer.global_rank, self.trainer.world_size  # type: ignore[union-attr]
         steps = (index * self.reuse + self._pass) * self.batches_per_pass + position
         return self._tensors.batch(
@@ -397,14 +366,42 @@ class RoundDataModule(L.LightningDataModule):
             index=(index, self._pass, position),
         )
 
+    def _batch_groups(self, position: int) -> list[int]:
+        """Slots of a batch: its share of the sampled and of the stored groups."""
+        tag = (self.tag[0], self.tag[1])
+        if self._order[0] != tag:
+            sizes = [self.fresh_groups, self.prompts_per_round - self.fresh_groups]
+            orders = [permutation(size, self.seed, "order", *tag) for size in sizes]
+            fresh, stored = orders
+            self._order = (tag, [fresh, [self.fresh_groups + slot for slot in stored]])
+        out: list[int] = []
+        for slots in self._order[1]:
+            share = len(slots) // self.batches_per_pass
+            out += slots[position * share : (position + 1) * share]
+        return sorted(out)
+
     # ------------------------------------------------------------------ checkpoints
+
+    def stored_rows(self, index: int) -> list[int]:
+        """Rows of the stored groups of round ``index``, in the order of their slots."""
+        if self.stored is None:
+            return []
+        count = self.prompts_per_round - self.fresh_groups
+        return [row for row, _ in self.stored.rows(index, count)]
 
     def state_dict(self) -> dict[str, Any]:
         """The round buffer and the counters: tensors and primitives only."""
         round = self.round
         return {
             "counters": dict(self.counters),
-            "round": None if round is None else self.round_state(round),
+            "round": None
+            if round is None
+            else round_state(
+                round,
+                fresh=len(round.groups) if self.stored is None else self.fresh_groups,
+                stored=self.stored,
+                rows=self.stored_rows(round.index),
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -417,32 +414,11 @@ class RoundDataModule(L.LightningDataModule):
                     f"{self.rounds} would end it before; give data.rounds={saved['index'] + 1} or "
                     "more (a number given when resuming must be given each time)"
                 )
-            self.round = self.round_from_state(saved)
+            rows = self.stored_rows(saved["index"])
+            self.round = round_from_state(saved, stored=self.stored, rows=rows)
             self._tensors = None
-
-    def round_state(self, round: Round) -> dict[str, Any]:
-        """A round as tensors and primitives."""
-        return {
-            "index": round.index,
-            "groups": [g.state() for g in round.groups],
-            "keep": round.keep,
-            "notes": round.notes.state(),
-            "view": round.view.state(),
-            "counts": dict(round.counts),
-            "strict": round.strict,
-        }
-
-    def round_from_state(self, saved: dict[str, Any]) -> Round:
-        """Inverse of ``round_state``."""
-        return Round(
-            index=saved["index"],
-            groups=[Group.from_state(g) for g in saved["groups"]],
-            keep=saved["keep"],
-            notes=View(**saved["notes"]),
-            view=View(**saved["view"]),
-            counts=dict(saved["counts"]),
-            strict=saved["strict"],
-        )
+            if self.stored is not None:
+                self.held_out_groups = self.stored.held_out
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         return batch.to(device)

@@ -15,6 +15,7 @@ import torch
 from lit_pref.data.gather import gather_strided
 from lit_pref.data.generate import generate_groups
 from lit_pref.functional.statistics import win_share
+from lit_pref.rewards.base import measuring
 from lit_pref.tasks.base import Task
 from lit_pref.types import FlatTokens, Forward, Group, Policy, Prompt, RewardSource, Sampler
 
@@ -187,7 +188,7 @@ def measure_module(
         responses: responses per prompt.
     """
     trainer = data.trainer
-    reward = data.task.true_reward() or data.reward
+    reward = data.task.true_reward() or measuring(data.reward)
     if module.reference is not None:
         module.reference.to(module.device)
     measured = measure(

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from lit_pref.data.gather import gather_strided
-from lit_pref.functional.rng import stream_position
-from lit_pref.rewards.base import checked_scores
+from lit_pref.rewards.scoring import Scoring
 from lit_pref.tasks.base import Task
-from lit_pref.types import Group, Policy, Prompt, RewardSource, Sampler
+from lit_pref.types import Group, Policy, PreferenceOracle, Prompt, RewardSource, Sampler
 
-__all__ = ["generate_groups", "occurrences", "round_prompts"]
-
-
-def round_prompts(prompts: Sequence[Prompt], index: int, count: int, seed: int) -> list[Prompt]:
-    """Prompts of round ``index``: a piece of an endless stream of permutations, no cursor."""
-    return [
-        prompts[stream_position(len(prompts), index * count + slot, seed, "prompts")[0]]
-        for slot in range(count)
-    ]
+__all__ = ["generate_groups", "occurrences"]
 
 
 def occurrences(prompts: Sequence[Prompt]) -> list[int]:
@@ -42,7 +32,7 @@ def generate_groups(
     *,
     task: Task,
     sampler: Sampler,
-    reward: RewardSource | None,
+    reward: RewardSource | PreferenceOracle | None,
     key: tuple[int | str, ...],
     responses: int,
     rank: int = 0,
@@ -53,7 +43,8 @@ def generate_groups(
 ) -> list[Group]:
     """Sample and score one group per prompt; each process does its stride, all get the whole.
 
-    Finished groups are scored in a second thread while others are still sampled.
+    Finished groups are scored in other threads while others are still sampled; see
+    ``rewards.scoring``. A reward that fails stops sampling at once.
 
     Args:
         policy: what samples.
@@ -75,18 +66,18 @@ def generate_groups(
     counts = occurrences(prompts)
     mine = list(range(len(prompts)))[rank::world]
     done: dict[int, Group] = {}
-    scored: dict[int, Future[list[float]]] = {}
+    whole = len(prompts[rank::world]) * responses
     was_training = isinstance(policy, torch.nn.Module) and policy.training
     if was_training:
         policy.eval()  # type: ignore[attr-defined]
     try:
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        with nullcontext() if reward is None else Scoring(reward) as scoring:
 
             def on_group(place: int, group: Group) -> None:
                 done[place] = group
-                if reward is not None:
-                    scored[place] = pool.submit(checked_scores, reward, [group])
-                progress("generating", len(done) * responses, len(mine) * responses)
+                if scoring is not None:
+                    scoring.add(group)
+                progress("generating", len(done) * responses, whole)
 
             with context():
                 sampler.sample(
@@ -99,11 +90,8 @@ def generate_groups(
                     text=task.decode,
                     on_group=on_group,
                 )
-            for n, (place, future) in enumerate(scored.items(), start=1):
-                for response, score in zip(done[place].responses, future.result(), strict=True):
-                    response.reward = score
-                done[place].reward_source = f"{reward.name}@{reward.version}"  # type: ignore[union-attr]
-                progress("scoring", n * responses, len(mine) * responses)
+            if scoring is not None:
+                scoring.finish(lambda count: progress("scoring", count, whole))
     except BaseException:
         on_failure([done[i] for i in sorted(done)])
         raise

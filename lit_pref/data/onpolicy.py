@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lit_pref.data.checks import need_reward
 from lit_pref.data.datamodule import RoundDataModule
-from lit_pref.data.generate import round_prompts
-from lit_pref.types import Group, Refusal, RewardSource, RoundClient
+from lit_pref.data.fresh import FreshGroups
+from lit_pref.data.refill import NoSignal
+from lit_pref.types import Group, PreferenceOracle, RewardSource, RoundClient
 
 __all__ = ["OnPolicyDataModule"]
 
@@ -15,25 +17,38 @@ class OnPolicyDataModule(RoundDataModule):
     """``data=onpolicy``: each round is sampled from the policy as it is then, and scored.
 
     Args:
-        *args: see ``RoundDataModule``; ``reward`` is required.
+        task: prompts.
+        reward: what scores samples; required.
+        no_signal: what becomes of groups whose rewards are all equal: ``keep`` them, or
+            ``refill`` their places with groups of further prompts, from a stream of their own.
+        refill_limit: most further groups of a round; None: as many as it has prompts. A place
+            that stays unfilled keeps its group with weight 0.
+        *args: see ``RoundDataModule``.
     """
 
     source = "onpolicy"
-    fresh = True
 
-    def __init__(self, task: Any, *, reward: RewardSource | None, **sizes: Any) -> None:
+    def __init__(
+        self,
+        task: Any,
+        *,
+        reward: RewardSource | PreferenceOracle | None,
+        no_signal: NoSignal = "keep",
+        refill_limit: int | None = None,
+        **sizes: Any,
+    ) -> None:
         super().__init__(task, reward=reward, **sizes)
         if reward is None:
-            raise Refusal(
-                "data=onpolicy needs a reward to score samples with; give reward=length, "
-                "reward=callable reward.function=package.module.name, or a task with a true "
-                "reward (reward=task)"
-            )
-        self.prompts = task.prompts()
+            raise need_reward(self.source)
+        self.fresh = FreshGroups(
+            task.prompts(),
+            count=self.prompts_per_round,
+            seed=self.seed,
+            order=self.prompt_order,
+            no_signal=no_signal,
+            limit=refill_limit,
+            responses=self.responses_per_prompt,
+        )
 
     def make_groups(self, index: int, client: RoundClient) -> list[Group]:
-        prompts = round_prompts(self.prompts, index, self.prompts_per_round, self.seed)
-        key = ("sample", index)
-        return self.sample(
-            prompts, key, index=index, version=self.version(index), source="onpolicy"
-        )
+        return self.fresh.of_round(self, index)

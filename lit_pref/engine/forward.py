@@ -63,7 +63,7 @@ def hf_token_stats(
         out = _with_stats(_logits(model, layout, seen), tokens.response_ids, wanted)
         if not wanted & {"hidden", "final_hidden"}:
             return out
-        if seen[0] is None:
+        if not seen or seen[0] is None:  # some models call the inner parts of their base
             raise Refusal(
                 "expected a model that shows its last hidden states, for objectives with a value "
                 f"or reward head, got {type(model).__name__}; use a model of another architecture"

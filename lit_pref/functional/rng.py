@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["coordinate_seed", "generator", "permutation", "stream_position", "uniforms"]
+__all__ = [
+    "Order",
+    "coordinate_seed",
+    "generator",
+    "permutation",
+    "stream_position",
+    "stream_slice",
+    "uniforms",
+]
+
+Order = Literal["shuffled", "fixed"]
 
 
 def coordinate_seed(*coordinates: int | str) -> int:
@@ -75,3 +86,35 @@ def stream_position(size: int, position: int, *coordinates: int | str) -> tuple[
     """
     epoch, offset = divmod(position, size)
     return permutation(size, *coordinates, epoch)[offset], epoch
+
+
+def stream_slice(
+    size: int, start: int, count: int, *coordinates: int | str, order: Order = "shuffled"
+) -> list[tuple[int, int]]:
+    """Neighbouring entries of the stream of ``stream_position``; each permutation is made once.
+
+    Args:
+        size: number of items, at least 1.
+        start: first position.
+        count: number of positions.
+        coordinates: what else the permutations depend on.
+        order: ``shuffled``: every pass over the items in an order of its own; ``fixed``: each in
+            the order of the items.
+
+    Returns:
+        (item, number of the pass over the items) for each position.
+
+    Example:
+        >>> stream_slice(3, 2, 3, order="fixed")
+        [(2, 0), (0, 1), (1, 1)]
+    """
+    out: list[tuple[int, int]] = []
+    while len(out) < count:
+        epoch, offset = divmod(start + len(out), size)
+        some = min(size - offset, count - len(out))
+        if order == "fixed":
+            items = list(range(offset, offset + some))
+        else:
+            items = permutation(size, *coordinates, epoch)[offset : offset + some]
+        out += [(item, epoch) for item in items]
+    return out

@@ -2,7 +2,7 @@
 
 Two prefixes say when: bare names are means over a logging window of training steps, weighted by
 count; ``round/``, ``data/`` and ``completions/`` describe a round when it is made; ``val/`` is
-measured on the validation prompts.
+measured on the validation prompts, ``probe/`` on fixed pairs, at every evaluation.
 """
 
 from __future__ import annotations
@@ -31,6 +31,34 @@ class Entry:
 
 _LR = "lower optimizer.lr"
 
+
+def _interval(name: str, of: str, unit: str, *, exact: str = "") -> dict[str, Entry]:
+    """Both ends of a 95 % interval."""
+    wide = "narrow beside the changes that matter", "more validation prompts or responses"
+    return {
+        f"{name}_low": Entry(f"lower end of the 95 % interval of {of}{exact}", unit, *wide),
+        f"{name}_high": Entry(f"upper end of that interval{exact}", unit, *wide),
+    }
+
+
+def _rate(name: str, judged: str) -> dict[str, Entry]:
+    """A win rate against the reference's samples, with intervals, as it is and at equal length."""
+    rising = "0.5 before training, then rising"
+    return {
+        name: Entry(
+            f"share of comparisons with the reference's samples that the policy's win by {judged}, "
+            "ties half", "share", rising,
+        ),
+        **_interval(name, name, "share"),
+        f"{name}_lc": Entry(
+            f"{name} at equal length: sigmoid(theta) of the logistic regression of wins on "
+            "theta + phi tanh(length difference / its standard deviation)", "share", rising,
+            f"far below {name}: the wins come from length",
+        ),
+        **_interval(f"{name}_lc", f"{name}_lc", "share"),
+    }  # fmt: skip
+
+
 GLOSSARY: dict[str, Entry] = {
     # the first columns
     "step": Entry("optimizer steps taken", "steps"),
@@ -53,8 +81,44 @@ GLOSSARY: dict[str, Entry] = {
         "policy version now minus the version that sampled, mean over the batch's groups", "steps",
         "0 when strictly on-policy; below reuse x batches per pass", "lower data.reuse",
     ),
+    "age/share_0": Entry(
+        "share of the batch's groups sampled by the policy as it is; stored groups age from the "
+        "start of the run", "share", "1 when strictly on-policy",
+    ),
+    "age/share_1_9": Entry("share of the batch's groups of age 1 to 9", "share"),
+    "age/share_10_99": Entry("share of the batch's groups of age 10 to 99", "share"),
+    "age/share_100_up": Entry(
+        "share of the batch's groups of age 100 and more", "share", "0 where ratios are used",
+        "more on-policy data, or fewer passes",
+    ),
+    "age/too_old": Entry(
+        "groups of the batch that are older than data.max_age and count for nothing", "groups",
+        "0", "raise data.max_age, lower data.reuse",
+    ),
+    "onpolicy_share": Entry(
+        "share of the batch's groups that were sampled in this run (data.onpolicy_fraction)",
+        "share",
+    ),
+    "importance/weight": Entry(
+        "mean of w = policy(response) / behaviour(response), over the responses trained on whose "
+        "behaviour is known", "1", "near 1", "far from 1: the data is of another policy",
+    ),
+    "importance/ess": Entry(
+        "effective sample size of these weights over the logging window, (sum w)^2 / (n sum w^2)",
+        "share of the responses", "above 0.5",
+        "fresher data: lower data.reuse or data.max_age, raise data.onpolicy_fraction",
+    ),
+    "importance/chi_square": Entry(
+        "chi-square divergence of the policy from the behaviour: mean of (w - 1)^2", "1",
+        "below 1", "see importance/ess",
+    ),
+    "importance/kl": Entry(
+        "KL(behaviour || policy): mean of log behaviour(response) - log policy(response)",
+        "nats per response", "0 when strictly on-policy, growing with age", "see importance/ess",
+    ),
     "age/max": Entry("the same, largest of the batch", "steps"),
-    "uses": Entry("how often the batch's groups were trained on before", "passes"),
+    "uses": Entry("how often the batch's groups were trained on before, in this round and in "
+                  "earlier ones; mean", "passes"),
     "sampling/logp_difference": Entry(
         "mean |log-prob while sampling - log-prob in training|, while the policy is unchanged",
         "nats per token", "below 1e-4 in float32; up to 0.5 in bfloat16",
@@ -126,6 +190,21 @@ GLOSSARY: dict[str, Entry] = {
                              "more responses per prompt, a finer reward"),
     "data/groups_without_pair": Entry("groups of the round that make no pair (ties, min_gap)",
                                       "groups", "few", "more responses, a finer reward"),
+    "data/pairs": Entry("pairs that the round's groups make (objective.pairs)", "pairs"),
+    "data/pairs_tied": Entry("pairs of responses with equal rewards or ranks; no rule makes a pair "
+                             "of them", "pairs", "few", "a finer reward"),
+    "data/pairs_below_gap": Entry("pairs of responses that differ by less than objective.min_gap",
+                                  "pairs", "few", "lower objective.min_gap"),
+    "data/left_out": Entry("stored groups that no whole batch has room for (prompts_per_round=all)",
+                           "groups", "0", "a data.batch_size that divides the set"),
+    "data/groups_without_signal": Entry("sampled groups whose rewards are all equal, before "
+                                        "refilling (data.no_signal=refill)", "groups", "few",
+                                        "more responses per prompt, a finer reward"),
+    "data/refill_sampled": Entry("further groups sampled to refill the round", "groups",
+                                 "below data.refill_limit"),
+    "data/refilled": Entry("places of the round that a further group took", "groups"),
+    "data/unfilled": Entry("places that stayed without signal and have weight 0", "groups", "0",
+                           "raise data.refill_limit"),
     "data/groups_without_label": Entry("groups whose responses get no label", "groups", "0"),
     "data/groups_without_target": Entry("groups without a response to imitate", "groups", "0"),
     "data/desirable_share": Entry("share of responses labelled desirable", "share", "0.3 to 0.7",
@@ -153,6 +232,76 @@ GLOSSARY: dict[str, Entry] = {
                       "rising: overfitting, stop earlier"),
     "val/finished": Entry("share of validation responses that ended by themselves", "share",
                           "above 0.7", "raise sampler.max_new_tokens"),
+    **_interval("val/reward", "val/reward", "reward"),
+    **_interval("val/kl", "val/kl", "nats per response",
+                exact="; no width where all responses were enumerated"),
+    # instruments: the validation samples
+    "val/forward_kl": Entry("KL(reference || policy): mean log-ratio of the reference's samples; "
+                            "exact where responses can be enumerated", "nats per response",
+                            "of the size of val/kl", "far above val/kl: the policy has dropped "
+                            "what the reference says; raise beta or the KL weight"),
+    **_interval("val/forward_kl", "val/forward_kl", "nats per response"),
+    "val/next_token_entropy": Entry("entropy of the whole next-token distribution, mean over the "
+                                    "positions of the samples: -sum_a p(a) log p(a)",
+                                    "nats per token", "falling slowly", "see val/entropy"),
+    "val/distinct_responses": Entry("share of different responses among the validation samples",
+                                    "share", "near 1", "falling: the policy collapses; raise beta, "
+                                    "an entropy bonus, stop earlier"),
+    "val/distinct_1": Entry("different tokens over all tokens of the validation samples", "share",
+                            "steady; compare equal numbers of responses only",
+                            "falling: see val/distinct_responses"),
+    "val/distinct_2": Entry("different pairs of neighbouring tokens over all of them", "share",
+                            "steady", "falling: repetition; see val/distinct_responses"),
+    "val/distinct_3": Entry("different runs of three tokens over all of them", "share", "steady",
+                            "falling: repetition; see val/distinct_responses"),
+    "val/length_std": Entry("standard deviation of validation response lengths", "tokens",
+                            "steady", "0 with a limit: all are cut; raise sampler.max_new_tokens"),
+    "val/length_p10": Entry("10 % quantile of these lengths", "tokens", "steady"),
+    "val/length_p90": Entry("90 % quantile of these lengths", "tokens",
+                            "below sampler.max_new_tokens", "raise sampler.max_new_tokens"),
+    "val/length_reward_correlation": Entry("Pearson's correlation of length and reward over the "
+                                           "validation samples", "1", "-0.5 to 0.5",
+                                           "near 1 or -1: the reward is about length; penalise "
+                                           "length, or look at val/win_rate_lc"),
+    **_rate("val/win_rate", "reward"),
+    **_rate("val/judge_win_rate", "the comparer's verdict"),
+    # instruments: fixed pairs
+    "probe/chosen_change": Entry("log-prob of the chosen responses of the probe now minus under "
+                                 "the reference before training: mean of log pi(y+) - "
+                                 "log pi_ref(y+)",
+                                 "nats per response", "rising, or falling far less than "
+                                 "probe/rejected_change", "likelihood displacement; use "
+                                 "data=onpolicy, an NLL term, or a larger beta"),
+    "probe/rejected_change": Entry("the same of the rejected responses", "nats per response",
+                                   "below probe/chosen_change"),
+    "probe/chosen_fell": Entry("share of pairs whose chosen response is less likely than before",
+                               "share", "below 0.5", "see probe/chosen_change"),
+    "probe/coverage": Entry("share of chosen responses with a log-prob per token of at least the "
+                            "floor (callbacks.probe.floor)", "share", "not falling",
+                            "the policy moves away from the data; use data=onpolicy or a "
+                            "larger beta"),
+    "probe/samples_change": Entry("log-prob of the policy's own samples to the probe's prompts "
+                                  "minus under the reference: where the mass went",
+                                  "nats per response", "growing slower than the reward",
+                                  "see val/kl"),
+    "probe/greedy_change": Entry("the same of the policy's greedy continuation",
+                                 "nats per response", "near probe/samples_change",
+                                 "far above while probe/chosen_change falls: mass is squeezed into "
+                                 "the likeliest response; fewer passes, data=onpolicy"),
+    "probe/greedy_logp": Entry("log-prob of the policy's greedy continuation", "nats per response",
+                               "rising slowly", "near 0: collapse; see val/entropy"),
+    # instruments: parts of the gradient
+    "gradient/positive_norm": Entry("norm of the part of the gradient that raises log-probs: sum "
+                                    "over tokens with dLoss/dlogp < 0", "1", "steady"),
+    "gradient/negative_norm": Entry("norm of the part that lowers log-probs (dLoss/dlogp > 0), "
+                                    "objective.negative_weight applied", "1",
+                                    "0 for objectives without a negative gradient; else of the "
+                                    "size of gradient/positive_norm",
+                                    "far larger: lower objective.negative_weight"),
+    "gradient/cosine": Entry("cosine of the two parts: whether raising and lowering move the "
+                             "weights the same way", "1", "above 0", "near -1: they cancel, "
+                             "preferred and dispreferred responses hardly differ; use pairs with a "
+                             "larger gap (objective.min_gap)"),
 }  # fmt: skip
 
 
@@ -168,7 +317,8 @@ def glossary_page() -> str:
         "",
         "Bare names are means over a logging window of training steps, weighted by count.",
         "`round/`, `data/` and `completions/` describe a round when it is made, `val/` the",
-        "validation prompts.",
+        "validation prompts and `probe/` fixed pairs at an evaluation; see",
+        "[Instruments](instruments.md).",
         "This page is made from `lit_pref/metrics/glossary.py`; a test keeps them equal.",
         "",
         "| name | meaning | unit | healthy | otherwise |",

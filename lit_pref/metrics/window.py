@@ -69,9 +69,8 @@ class Window:
         names = self.names() if names is None else names
         if not names:
             return {}
-        some = next(iter(self._totals.values()), torch.zeros(2, dtype=torch.float64))
-        zero = torch.zeros_like(some)
-        sums = reduce(torch.stack([self._totals.get(n, zero) for n in names])).tolist()
+        rows = _together([self._totals.get(n) for n in names])
+        sums = reduce(rows).tolist()
         self._totals = {}
         return {n: s / c for n, (s, c) in zip(names, sums, strict=True) if c}
 
@@ -82,3 +81,31 @@ class Window:
     def load(self, state: dict[str, Tensor]) -> None:
         """Inverse of ``state``."""
         self._totals = dict(state)
+
+
+def _together(totals: Sequence[Tensor | None]) -> Tensor:
+    """[names, 2] on one device: the accelerator, where any total is there.
+
+    Losses live on the device, facts about the batch on the host. The host's totals go over in one
+    copy, which does not wait; reading the result is then the only wait of a logging interval.
+
+    Args:
+        totals: [2] each; None for a name that this process has nothing of.
+    """
+    present = [t for t in totals if t is not None]
+    away = [t for t in present if t.device.type != "cpu"]
+    if not present:
+        return torch.zeros(len(totals), 2, dtype=torch.float64)
+    target = (away or present)[0]
+    places: dict[torch.device, list[int]] = {}
+    for place, total in enumerate(totals):
+        if total is not None:
+            places.setdefault(total.device, []).append(place)
+    out = target.new_zeros(len(totals), 2)
+    for device, some in places.items():
+        rows = torch.stack([t for t in (totals[i] for i in some) if t is not None])
+        index = torch.tensor(some).to(target.device, non_blocking=True)
+        if device != target.device:
+            rows = rows.to(target.dtype).to(target.device, non_blocking=True)
+        out.index_copy_(0, index, rows.to(target.dtype))
+    return out

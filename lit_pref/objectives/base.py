@@ -20,8 +20,10 @@ from torch import Tensor
 
 from lit_pref.functional.segments import segment_sum
 from lit_pref.metrics.window import Window
+from lit_pref.objectives.behaviour import finish_importance, track_behaviour, track_sampling
 from lit_pref.objectives.evaluate import log_measures, predict_groups
 from lit_pref.objectives.forward import EngineForward
+from lit_pref.objectives.gradient_parts import gradient_parts
 from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings, clip_gradients
 from lit_pref.objectives.step import backward, backward_coupled
 from lit_pref.policies.sharding import is_sharded, shard
@@ -80,7 +82,7 @@ class ObjectiveModule(L.LightningModule):
     """Whether the responses of one prompt must go through the model together."""
     shards: bool = True
     """Whether everything it trains and keeps can be sharded (strategy=fsdp2)."""
-    reuse: ClassVar[bool] = True
+    reuse: bool = True
     """Whether the loss is right for samples used several times (``data.reuse`` above 1)."""
     paper: ClassVar[str] = ""
     """arXiv id."""
@@ -154,8 +156,20 @@ class ObjectiveModule(L.LightningModule):
         tokens = round.tokens()
         notes = View()
         for name, which in self.annotations(round).items():
-            notes.token[name] = forward(which, tokens).logps
+            if which == "reference":
+                notes.token[name] = self.reference_logps(round, tokens, forward)
+            else:
+                notes.token[name] = forward(which, tokens).logps
         return notes
+
+    def reference_logps(self, round: Round, tokens: FlatTokens, forward: Forward) -> Tensor:
+        """[T] log-probs under the reference; those of stored responses may come from a file."""
+        stored = [round.groups[g].source != "onpolicy" for g in round.group_index()]
+        cache_of = getattr(self.reference, "cache", None)
+        cache = cache_of(precision=self.trainer.precision) if cache_of and any(stored) else None
+        if cache is None:
+            return forward("reference", tokens).logps
+        return cache.logps(tokens, stored, lambda part: forward("reference", part).logps)
 
     def response_sums(self, token_values: Tensor, tokens: FlatTokens) -> Tensor:
         """[B] sums over each response."""
@@ -220,11 +234,14 @@ class ObjectiveModule(L.LightningModule):
             )
 
     def compare_with_sampler(self, token_logps: Tensor, batch: Batch) -> None:
-        """Sampled against recomputed log-probs, while the sampling policy is still the policy."""
-        sampled = batch.notes.token.get("sampled_logps")
-        if sampled is not None and batch.info.get("age/max") == 0 and len(sampled):
-            gap = (token_logps.detach() - sampled).abs()
-            self.window.add("sampling/logp_difference", gap)
+        """The policy now against the sampler, and against what produced the responses."""
+        if self.needs.policy:
+            track_sampling(self.window, token_logps, batch)
+            track_behaviour(self.window, token_logps, batch)
+
+    def gradient_parts(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Norms and cosine of what raises log-probs and what lowers them, for the callback."""
+        return gradient_parts(self, batch)
 
     # ------------------------------------------------------------------ logging
 
@@ -244,6 +261,7 @@ class ObjectiveModule(L.LightningModule):
         if self.trainer.world_size > 1:
             names = sorted(set().union(*_from_all(names)))
         values = self.window.flush(self.sum_over_processes, names)
+        finish_importance(values)
         values["skipped_steps"] = float(self.skipped_steps)
         progress = self.trainer.datamodule.progress()
         for logger in self.trainer.loggers:
@@ -270,6 +288,11 @@ class ObjectiveModule(L.LightningModule):
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
+        if mesh is not None and getattr(self.policy, "lora", None) is not None:
+            raise Refusal(
+                "adapters cannot be sharded (strategy=fsdp2 with model.lora); use strategy=ddp: "
+                "only the adapters have gradients and optimizer state"
+            )
         if mesh is not None and not self.shards:
             raise Refusal(
                 f"{type(self).__name__} cannot be sharded (strategy=fsdp2): what it has "
@@ -314,10 +337,14 @@ class ObjectiveModule(L.LightningModule):
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must agree on to be loaded into this module."""
-        spec = getattr(self.policy, "spec", None)
+        spec, lora = (getattr(self.policy, name, None) for name in ("spec", "lora"))
+        model = "" if spec is None else f"{spec.name} ({spec.fingerprint[:12]})"
+        if lora is None:
+            return {"objective": type(self).__name__, "model": model}
         return {
             "objective": type(self).__name__,
-            "model": "" if spec is None else f"{spec.name} ({spec.fingerprint[:12]})",
+            "model": f"{model} with {lora}",
+            "base model": self.policy.base_digest(),  # type: ignore[attr-defined]
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

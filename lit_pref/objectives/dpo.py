@@ -26,7 +26,7 @@ from lit_pref.objectives.families.pairwise import (
     Side,
     reward_metrics,
 )
-from lit_pref.types import Needs, Policy
+from lit_pref.types import Needs, Policy, Refusal
 
 __all__ = ["DPO"]
 
@@ -44,7 +44,8 @@ class DPO(PairwiseModule):
         nll_coef: weight of the chosen response's mean negative log-likelihood per token
             (arXiv 2404.19733, eq. 1; 1 there). TRL's ``sft`` term is a mean over all tokens.
         reduction: log-ratios are the ``sum`` over tokens, or their ``mean`` (length-normalised
-            DPO, arXiv 2411.15124).
+            DPO, arXiv 2411.15124). ``position`` takes the loss at each position that both
+            responses have and averages, as the code of arXiv 2404.14367 does; for comparison only.
         divergence: what holds the policy near the reference, see
             ``functional.preference.divergence_score`` (arXiv 2309.16240).
         divergence_alpha: of the alpha divergence, in (0, 1).
@@ -70,7 +71,7 @@ class DPO(PairwiseModule):
         beta: float = 0.1,
         label_smoothing: float = 0.0,
         nll_coef: float = 0.0,
-        reduction: Literal["sum", "mean"] = "sum",
+        reduction: Literal["sum", "mean", "position"] = "sum",
         divergence: Divergence = "reverse_kl",
         divergence_alpha: float = 0.5,
         ld_alpha: float = 1.0,
@@ -84,7 +85,7 @@ class DPO(PairwiseModule):
             "label_smoothing", label_smoothing, 0, 0.5, ends="[)", what="how often labels are wrong"
         )
         self.nll_coef = within("nll_coef", nll_coef, 0, math.inf, what="a weight, 0 for none")
-        choice("reduction", reduction, ("sum", "mean"))
+        choice("reduction", reduction, ("sum", "mean", "position"))
         self.reduction = reduction
         choice("divergence", divergence, DIVERGENCES)
         self.divergence: Divergence = divergence
@@ -95,6 +96,11 @@ class DPO(PairwiseModule):
         choice("weighting", weighting, ("none", "wpo"))
         self.weighting = weighting
         self.wpo_max = None if wpo_max is None else positive("wpo_max", wpo_max, usual=1.0)
+        if reduction == "position" and (divergence != "reverse_kl" or ld_alpha < 1):
+            raise Refusal(
+                "objective.reduction=position compares single positions, without "
+                "objective.divergence and objective.ld_alpha; leave those out, or use reduction=sum"
+            )
 
     def token_stats(self) -> Iterable[str]:
         return ("sum_squares",) if self.weighting == "wpo" else ()
@@ -104,7 +110,12 @@ class DPO(PairwiseModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         public = torch.minimum(chosen.lengths, rejected.lengths)
         score_w, score_l = self._score(chosen, public), self._score(rejected, public)
-        losses = dpo_loss(score_w - score_l, beta=self.beta, label_smoothing=self.label_smoothing)
+        if self.reduction == "position":
+            losses = self._position_losses(chosen, rejected, public)
+        else:
+            losses = dpo_loss(
+                score_w - score_l, beta=self.beta, label_smoothing=self.label_smoothing
+            )
         metrics = reward_metrics(self.beta * score_w, self.beta * score_l)
         if self.weighting == "wpo":
             weight = self._wpo(chosen, rejected)
@@ -131,6 +142,18 @@ class DPO(PairwiseModule):
         if self.reduction == "mean":
             log_ratio = log_ratio / side.lengths.clamp(min=1)
         return divergence_score(log_ratio, self.divergence, alpha=self.divergence_alpha)
+
+    def _position_losses(self, chosen: Side, rejected: Side, public: Tensor) -> Tensor:
+        """[N] mean over shared positions of a DPO loss at each (the code of 2404.14367)."""
+        assert chosen.ref_token_logps is not None and chosen.all_lengths is not None
+        log_ratio = chosen.token_logps - chosen.ref_token_logps
+        starts = chosen.all_lengths.cumsum(0) - chosen.all_lengths
+        pair = torch.repeat_interleave(torch.arange(len(public), device=public.device), public)
+        place = torch.arange(len(pair), device=pair.device) - (public.cumsum(0) - public)[pair]
+        first = log_ratio[starts[chosen.index][pair] + place]
+        second = log_ratio[starts[rejected.index][pair] + place]
+        losses = dpo_loss(first - second, beta=self.beta, label_smoothing=self.label_smoothing)
+        return segment_sum(losses, pair, len(public)) / public.clamp(min=1)
 
     def _wpo(self, chosen: Side, rejected: Side) -> Tensor:
         """[N] weights of the pairs, without gradient."""

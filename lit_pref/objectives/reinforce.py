@@ -69,7 +69,9 @@ class REINFORCE(PolicyGradientModule):
             fresh=importance == "none",
             behaviours=importance != "none",
             responses=2 if baseline in ("leave_one_out", "group_zscore") else 1,
+            unless="objective.importance=token",
         )
+        self.reuse = importance != "none"
         super().__init__(policy, **shared)
         self.negative_gradient = shift == "none"
         self.baseline: Baseline = baseline

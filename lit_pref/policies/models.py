@@ -27,7 +27,16 @@ from lit_pref.policies.spec import (
 from lit_pref.policies.tokenizer import byte_tokenizer
 from lit_pref.types import Refusal
 
-__all__ = ["DType", "ModelSpec", "eos_ids_of", "gpt_nano", "hf", "smollm2", "tiny"]
+__all__ = [
+    "DType",
+    "ModelSpec",
+    "eos_ids_of",
+    "gpt_nano",
+    "hf",
+    "random_model",
+    "smollm2",
+    "tiny",
+]
 
 
 def gpt_nano(*, vocab_size: int = 100, context_length: int = 10, seed: int = 0) -> ModelSpec:
@@ -61,7 +70,7 @@ def gpt_nano(*, vocab_size: int = 100, context_length: int = 10, seed: int = 0) 
         bos_token_id=None,
         eos_token_id=None,
     )
-    return _random("gpt_nano", config, seed=seed)
+    return random_model("gpt_nano", config, seed=seed)
 
 
 def tiny(*, context_length: int = 512, seed: int = 0) -> ModelSpec:
@@ -86,16 +95,24 @@ def tiny(*, context_length: int = 512, seed: int = 0) -> ModelSpec:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return _random("tiny", config, seed=seed, tokenizer=tokenizer)
+    return random_model("tiny", config, seed=seed, tokenizer=tokenizer)
 
 
-def _random(
+def random_model(
     name: str,
     config: PreTrainedConfig,
     *,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> ModelSpec:
+    """A causal LM with random weights, a function of its config and seed alone.
+
+    Args:
+        name: how the user called it.
+        config: its architecture; dropout is switched off.
+        seed: of the weights.
+        tokenizer: its tokenizer, if it has one.
+    """
     dropout_off(config)
 
     def load() -> PreTrainedModel:

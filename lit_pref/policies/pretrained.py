@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -42,6 +44,7 @@ __all__ = ["DType", "hf", "no_progress_bars"]
 log = logging.getLogger(__name__)
 
 DType = Literal["float32", "bfloat16", "float16"]
+Quantize = Literal["4bit", "8bit"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
@@ -53,6 +56,7 @@ def hf(
     revision: str | None = None,
     dtype: DType = "float32",
     chat_template: str | Path | None = None,
+    quantize: Quantize | None = None,
 ) -> ModelSpec:
     """Any causal language model of the Hugging Face format: a folder or a hub id.
 
@@ -63,6 +67,8 @@ def hf(
         revision: branch, tag or commit on the hub.
         dtype: of the weights.
         chat_template: a Jinja file that replaces the tokenizer's own chat template.
+        quantize: keep the weights in ``4bit`` (NF4, as QLoRA does, arXiv 2305.14314) or ``8bit``;
+            needs ``bitsandbytes``, and adapters to train (``model.lora.rank``).
 
     Raises:
         Refusal: if there is no such model, it is not a causal language model, files are missing,
@@ -70,6 +76,8 @@ def hf(
     """
     if dtype not in DTYPES:
         raise Refusal(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if quantize is not None:
+        _check_quantize(quantize)
     where = Path(path).expanduser()
     if folder := _is_folder(where, str(path)):
         _check_files(where, revision)
@@ -99,14 +107,21 @@ def hf(
         pad_id=pad_id_of(tokenizer, eos_ids),
         context_length=_context_length(text_config, tokenizer),
         vocab_size=text_config.vocab_size,
-        load=lambda: _load(source, config, revision=pinned, dtype=DTYPES[dtype]),
-        fingerprint=digest(dtype, identity),
+        load=lambda: _load(source, config, revision=pinned, dtype=DTYPES[dtype], quantize=quantize),
+        fingerprint=digest(dtype, identity, *([] if quantize is None else [quantize])),
+        quantized=quantize is not None,
     )
 
 
 def _load(
-    source: str, config: PreTrainedConfig, *, revision: str | None, dtype: torch.dtype
+    source: str,
+    config: PreTrainedConfig,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    quantize: Quantize | None,
 ) -> PreTrainedModel:
+    extra = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
     with no_progress_bars():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -117,6 +132,7 @@ def _load(
                 trust_remote_code=False,
                 weights_only=True,
                 output_loading_info=True,
+                **extra,
             )
         except OSError as error:
             raise Refusal(
@@ -130,6 +146,28 @@ def _load(
             "save_pretrained from its causal language model class."
         )
     return model
+
+
+def _check_quantize(quantize: str) -> None:
+    if quantize not in ("4bit", "8bit"):
+        raise Refusal(f"model.quantize must be 4bit, 8bit or null, got {quantize!r}.")
+    if missing := [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]:
+        raise Refusal(
+            f"model.quantize={quantize} needs {' and '.join(missing)}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not installed; install with: "
+            'pip install -e ".[peft,qlora]"'
+        )
+
+
+def _quantization(quantize: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _is_folder(where: Path, path: str) -> bool:

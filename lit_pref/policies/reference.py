@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lit_pref.policies.hf import HFPolicy
+from lit_pref.policies.causal_lm import HFPolicy
+from lit_pref.policies.reference_cache import ReferenceCache
+from lit_pref.policies.sharding import is_sharded
 from lit_pref.types import FlatTokens, Policy, Refusal, TokenStats
 
 __all__ = ["FrozenReference", "MovingReference"]
 
 
 class FrozenReference:
-    """A copy of the policy as it is before training.
+    """A copy of the policy as it is before training; with LoRA the policy without its adapters.
 
     It is not a submodule of the objective, so no checkpoint carries its weights; a resumed run
     makes it again from the same source, before the checkpoint is loaded.
+
+    Args:
+        cache_dir: folder below which log-probs of stored responses are kept for later runs; None
+            computes them in every run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, cache_dir: str | Path | None = None) -> None:
         self.copy: HFPolicy | None = None
+        self.cache_dir = cache_dir
+        self._cache: ReferenceCache | None = None
 
     @property
     def fingerprint(self) -> str | None:
@@ -41,6 +51,27 @@ class FrozenReference:
         assert self.copy is not None, "prepare comes first"
         with torch.no_grad():
             return self.copy.token_logps(tokens, stats=stats)
+
+    def cache(self, *, precision: str) -> ReferenceCache | None:
+        """Where log-probs of stored responses are kept; None if nowhere.
+
+        Args:
+            precision: of the forwards, as the trainer names it.
+        """
+        assert self.copy is not None, "prepare comes first"
+        if self.cache_dir is None or is_sharded(self.copy):
+            return None
+        if self._cache is None:
+            facts = {
+                "weights": self.copy.base_digest(),
+                "precision": precision,
+                "forward": self.copy.path,
+                "device": self.copy.device.type,
+                "torch": torch.__version__,
+                "transformers": version("transformers"),
+            }
+            self._cache = ReferenceCache(self.cache_dir, facts)
+        return self._cache
 
     def advance(self, policy: Policy, round: int) -> None:
         """A frozen reference does not move."""
@@ -80,7 +111,7 @@ class MovingReference:
     def prepare(self, policy: HFPolicy) -> None:
         """Take the copy; does nothing the second time."""
         if self.copy is None:
-            self.copy = policy.frozen_copy()
+            self.copy = policy.frozen_copy(adapters=True)
 
     def to(self, device: torch.device) -> None:
         if self.copy is not None:
@@ -99,7 +130,8 @@ class MovingReference:
             return
         theirs = dict(policy.named_parameters())  # type: ignore[attr-defined]
         for name, weight in self.copy.named_parameters():
-            weight.lerp_(theirs[name].detach().to(weight), self.mix)
+            if theirs[name] is not weight:  # with LoRA both have the same weights
+                weight.lerp_(theirs[name].detach().to(weight), self.mix)
 
     def state(self) -> dict[str, Tensor]:
         """All weights, for checkpoints."""

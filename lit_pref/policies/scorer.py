@@ -17,7 +17,7 @@ from lit_pref.policies.heads import ScalarHead
 from lit_pref.types import Refusal
 
 if TYPE_CHECKING:
-    from lit_pref.policies.hf import HFPolicy
+    from lit_pref.policies.causal_lm import HFPolicy
 
 __all__ = ["HEAD_FILE", "Scorer", "load_scorer", "save_scorer"]
 
@@ -78,8 +78,9 @@ def _classifier(policy: HFPolicy, head: ScalarHead) -> Any:
             model = AutoModelForSequenceClassification.from_config(config)
     except ValueError:  # the architecture has none
         return None
-    backbone = policy.model.base_model.state_dict()
-    state = {f"{model.base_model_prefix}.{k}": v for k, v in backbone.items()}
+    inner = f"{policy.model.base_model_prefix}."
+    backbone = {k: v for k, v in policy.whole_state().items() if k.startswith(inner)}
+    state = {f"{model.base_model_prefix}.{k.removeprefix(inner)}": v for k, v in backbone.items()}
     assert head.weight is not None
     state["score.weight"] = head.weight.detach()[None].to(next(policy.parameters()).dtype)
     shapes = {k: v.shape for k, v in model.state_dict().items()}

@@ -31,6 +31,8 @@ class ModelSpec:
         vocab_size: rows of the embedding, so every token id is below it.
         load: makes the model, on the CPU, dropout off; call ``train()`` or ``eval()`` yourself.
         fingerprint: the same for the same weights, else different.
+        quantized: its weights cannot be trained, adapters on them can.
+        policy: class of the policy, with the arguments of ``HFPolicy``; None for that one.
     """
 
     name: str
@@ -41,6 +43,8 @@ class ModelSpec:
     vocab_size: int
     load: Callable[[], PreTrainedModel]
     fingerprint: str
+    quantized: bool = False
+    policy: Callable[..., Any] | None = None
 
 
 def eos_ids_of(

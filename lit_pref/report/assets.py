@@ -6,10 +6,11 @@ __all__ = ["SCRIPT", "STYLE"]
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#16202c;--soft:#566374;--line:#dfe4ea;
---grid:#e9edf1;--c0:#0067a6;--c1:#c8500a;--c2:#007f5f;--c3:#8a3f7c;--good:#00704f;--bad:#ad2b12;
+--grid:#e9edf1;--c0:#0067a6;--c1:#c8500a;--c2:#007f5f;--c3:#8a3f7c;--c4:#7a6000;--c5:#3b3f46;--good:#00704f;--bad:#ad2b12;
 --note:#fff6e0;--note-line:#e3c06a;--code:#f2f4f7;--key:#0067a6;--tip:#16202c;--tip-ink:#fff}
 @media (prefers-color-scheme:dark){:root{--bg:#10151b;--card:#19212a;--ink:#e8edf2;--soft:#a1aebc;
---line:#2d3843;--grid:#26303a;--c0:#5ab8f0;--c1:#f39b53;--c2:#45cda4;--c3:#dc9fd0;--good:#52d0a3;
+--line:#2d3843;--grid:#26303a;--c0:#5ab8f0;--c1:#f39b53;--c2:#45cda4;--c3:#dc9fd0;--c4:#e0c54a;
+--c5:#c3c9d1;--good:#52d0a3;
 --bad:#ff8f73;--note:#2d2614;--note-line:#7c6426;--code:#131a21;--key:#7cc7f5;--tip:#e8edf2;
 --tip-ink:#10151b}}
 *{box-sizing:border-box}
@@ -65,10 +66,15 @@ font-size:12.5px;color:var(--soft)}
 .plot .x{text-anchor:middle}.plot .y{text-anchor:end}
 .grid{stroke:var(--grid);fill:none}.zero,.axis{stroke:var(--soft);stroke-opacity:.55;fill:none}
 .guide{stroke:var(--soft);stroke-dasharray:2 3}
-.s0,.s1,.s2,.s3{fill:none;stroke-width:2.1;stroke-linejoin:round;stroke-linecap:round}
+.s0,.s1,.s2,.s3,.s4,.s5{fill:none;stroke-width:2.1;stroke-linejoin:round;stroke-linecap:round}
 .s0{stroke:var(--c0)}.s1{stroke:var(--c1);stroke-dasharray:7 4.5}
 .s2{stroke:var(--c2);stroke-dasharray:.1 4.4;stroke-width:2.6}
 .s3{stroke:var(--c3);stroke-dasharray:9 4 .1 4}
+.s4{stroke:var(--c4);stroke-dasharray:3 3}.s5{stroke:var(--c5);stroke-dasharray:14 3}
+.one{stroke-width:1;stroke-dasharray:none;stroke-opacity:.45}
+.behind{fill:none;stroke:var(--soft);stroke-opacity:.28;stroke-width:1}
+.band{fill-opacity:.16;stroke:none}
+.m4,.dot4{fill:var(--c4)}.m5,.dot5{fill:var(--c5)}
 .raw{stroke-width:1;stroke-dasharray:none;stroke-opacity:.34}
 .m0,.dot0{fill:var(--c0)}.m1,.dot1{fill:var(--c1)}.m2,.dot2{fill:var(--c2)}.m3,.dot3{fill:var(--c3)}
 .dot{stroke:var(--card);stroke-width:1.6}

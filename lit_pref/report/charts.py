@@ -8,14 +8,25 @@ stay apart in greyscale.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from itertools import accumulate
 
 from lit_pref.report.read import MetricsTable
 
-__all__ = ["AXES", "Chart", "Series", "draw", "is_noisy", "legend", "moving_mean", "thin", "ticks"]
+__all__ = [
+    "AXES",
+    "Chart",
+    "Series",
+    "band",
+    "draw",
+    "is_noisy",
+    "legend",
+    "moving_mean",
+    "thin",
+    "ticks",
+]
 
 AXES = (
     ("step", "optimizer steps", "Steps"),
@@ -40,7 +51,7 @@ Place = Callable[[Point], Point]
 class Series:
     """One line: a column of ``metrics.csv`` and its name in the legend.
 
-    ``slot`` 0 to 3 picks colour, dash and marker.
+    ``slot`` 0 to 5 picks colour, dash and marker.
     """
 
     column: str
@@ -58,6 +69,10 @@ class Chart:
         series: the lines.
         floor, ceiling: the y axis reaches at least this far.
         x: (column, axis title) of an x axis of its own, instead of the one that is picked.
+        faint: lines of single seeds, thin and without markers, in the style of their slot.
+        behind: lines for comparison, grey and without a legend.
+        smooth: whether a line of many points is drawn faint with its moving mean on top.
+        reach: the x axis covers at least this, by column.
     """
 
     title: str
@@ -66,6 +81,10 @@ class Chart:
     floor: float | None = None
     ceiling: float | None = None
     x: tuple[str, str] | None = None
+    faint: tuple[Series, ...] = ()
+    behind: tuple[Series, ...] = ()
+    smooth: bool = True
+    reach: Mapping[str, Point] = field(default_factory=dict)
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
@@ -114,7 +133,7 @@ def moving_mean(points: Sequence[Point], *, window: int, count: int | None = Non
 
 def is_noisy(chart: Chart, points: Sequence[Point]) -> bool:
     """Whether a line is drawn faint with its moving mean on top."""
-    return chart.x is None and len(points) >= _NOISY
+    return chart.smooth and chart.x is None and len(points) >= _NOISY
 
 
 def draw(chart: Chart, table: MetricsTable, *, axis: str, x_title: str, buckets: int = 180) -> str:
@@ -130,13 +149,16 @@ def draw(chart: Chart, table: MetricsTable, *, axis: str, x_title: str, buckets:
     fixed = "" if chart.x is None else " fixed"
     lines = {s: table.points(axis, s.column) for s in chart.series}
     points = [p for line in lines.values() for p in line]
+    if points:  # single seeds may lie outside of their mean
+        points += [p for s in chart.faint for p in table.points(axis, s.column)]
+        points += [p for s in chart.series for end in band(table, axis, s.column) for p in end]
     if not points:
         return (
             f'<svg class="plot{fixed}" data-axis="{escape(axis)}" viewBox="0 0 {WIDTH} {HEIGHT}" '
             f'role="img" aria-label="no points"><text class="none" x="{WIDTH / 2}" '
             f'y="{HEIGHT / 2}">no row has a value for {escape(x_title)}</text></svg>'
         )
-    x0, x1 = _x_range([x for x, _ in points])
+    x0, x1 = _x_range([x for x, _ in points] + list(chart.reach.get(axis, ())))
     y0, y1 = _y_range([y for _, y in points], chart)
 
     def place(point: Point) -> Point:
@@ -145,6 +167,17 @@ def draw(chart: Chart, table: MetricsTable, *, axis: str, x_title: str, buckets:
         return x, y
 
     body = [_frame((x0, x1), (y0, y1), place, x_title, chart.unit)]
+    for series in chart.series:
+        low, high = band(table, axis, series.column)
+        if len(low) > 1:
+            outline = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(place, [*low, *reversed(high)]))
+            body.append(f'<path class="band m{series.slot}" d="M{outline}Z"/>')
+    for kind, some in (("behind", chart.behind), ("one", chart.faint)):
+        for series in some:
+            line = [p for p in table.points(axis, series.column) if y0 <= p[1] <= y1]
+            if len(line) > 1:
+                style = kind if kind == "behind" else f"s{series.slot} {kind}"
+                body.append(f'<path class="{style}" d="{_path(line, place, buckets)}"/>')
     # Faint lines lie lowest; of the bold ones the first series lies on top.
     for series, line in lines.items():
         if is_noisy(chart, line):
@@ -162,6 +195,13 @@ def draw(chart: Chart, table: MetricsTable, *, axis: str, x_title: str, buckets:
         f'aria-label="{escape(_describe(chart, lines, x_title))}">{"".join(body)}'
         f'<line class="guide" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="-9" x2="-9"/></svg>'
     )
+
+
+def band(table: MetricsTable, axis: str, column: str) -> tuple[list[Point], list[Point]]:
+    """Lower and upper ends of a column's interval, where it was logged at all of its points."""
+    low, high = (table.points(axis, column + end) for end in ("_low", "_high"))
+    same = [x for x, _ in low] == [x for x, _ in high]
+    return (low, high) if same else ([], [])
 
 
 def legend(series: Series) -> str:
@@ -235,12 +275,14 @@ def _path(points: Sequence[Point], place: Place, buckets: int) -> str:
 
 
 def _marker(slot: int, x: float, y: float) -> str:
-    """Circle, square, triangle, diamond."""
+    """Circle, square, triangle, diamond, triangle on its tip, cross."""
     shape = (
         "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z",
         "m-2.7 -2.7h5.4v5.4h-5.4z",
         "m0 -3.5l3.4 6h-6.8z",
         "m0 -3.7l3.7 3.7l-3.7 3.7l-3.7 -3.7z",
+        "m0 3.5l3.4 -6h-6.8z",
+        "m-1 -3.6h2v2.6h2.6v2h-2.6v2.6h-2v-2.6h-2.6v-2h2.6z",
     )[slot]
     return f'<path class="m{slot}" d="M{x:.1f} {y:.1f}{shape}"/>'
 

@@ -17,12 +17,15 @@ from pathlib import Path
 
 from lit_pref.report import parts
 from lit_pref.report.assets import SCRIPT, STYLE
+from lit_pref.report.axes import axis_rules, axis_switch
 from lit_pref.report.charts import AXES, Chart, Series, draw, is_noisy, legend
 from lit_pref.report.read import MetricsTable, RunRecord, read_run
 from lit_pref.types import Refusal
 
 __all__ = ["render", "write_report"]
 
+_ENDS = ("_low", "_high")
+"""Ends of intervals: in the data and the tip of their chart, no chart of their own."""
 _REWARD_ROUND = ("round/reward", "round/reward_mean", "round/reward/mean", "reward", "reward/mean")
 
 # Title, unit of the y axis, floor and ceiling of the y axis, (column, label) of each line. Of
@@ -30,21 +33,43 @@ _REWARD_ROUND = ("round/reward", "round/reward_mean", "round/reward/mean", "rewa
 _CHARTS = (
     ("True reward", "reward", None, None,
      (("val/reward", "validation prompts"), (_REWARD_ROUND, "training samples, mean of a round"))),
-    ("KL to the initial policy", "nats per response", 0.0, None,
-     (("val/kl", "validation prompts"), (("round/kl", "kl"), "training samples"))),
+    ("Preference accuracy", "share of pairs", 0.0, 1.0,
+     (("rewards/accuracies", "training pairs"),
+      (("val/accuracy", "val/accuracies"), "held-out pairs"))),
+    ("KL to the reference", "nats per response", 0.0, None,
+     (("val/kl", "KL(policy, reference)"), (("round/kl", "kl"), "training samples"),
+      ("val/forward_kl", "KL(reference, policy)"))),
     ("Response length", "tokens", 0.0, None,
-     (("val/mean_length", "validation prompts"),
-      (("completions/mean_length", "round/mean_length"), "training samples"))),
+     (("val/mean_length", "validation prompts, mean"),
+      (("completions/mean_length", "round/mean_length"), "training samples, mean"),
+      ("val/length_p10", "validation, 10 % quantile"),
+      ("val/length_p90", "validation, 90 % quantile"))),
     ("Loss", "loss", None, None,
      (("loss", "training loss"), ("val/loss", "validation loss"))),
     ("Implicit rewards", "beta x log-ratio", None, None,
      (("rewards/margins", "margin"), ("rewards/chosen", "chosen"),
       ("rewards/rejected", "rejected"))),
-    ("Preference accuracy", "share of pairs", 0.0, 1.0,
-     (("rewards/accuracies", "training pairs"), ("val/accuracies", "validation pairs"))),
+    ("Displacement: log-prob against the reference", "nats per response", None, None,
+     (("probe/chosen_change", "chosen of the probe"),
+      ("probe/rejected_change", "rejected of the probe"),
+      ("probe/samples_change", "own samples"), ("probe/greedy_change", "greedy continuation"))),
+    ("Probe pairs", "share", 0.0, 1.0,
+     (("probe/chosen_fell", "chosen fell"), ("probe/coverage", "chosen above the floor"))),
+    ("Wins against the reference", "share of comparisons", 0.0, 1.0,
+     (("val/win_rate", "by reward"), ("val/win_rate_lc", "by reward, at equal length"),
+      ("val/judge_win_rate", "by the judge"),
+      ("val/judge_win_rate_lc", "by the judge, at equal length"))),
     ("Entropy", "nats per token", 0.0, None,
-     (("entropy", "training samples"), ("val/entropy", "validation prompts"))),
-    ("Gradient norm", "L2 norm before clipping", 0.0, None, (("grad_norm", "all parameters"),)),
+     (("entropy", "training samples"), ("val/entropy", "validation, of sampled tokens"),
+      ("val/next_token_entropy", "validation, of distributions"))),
+    ("Diversity", "share that is distinct", 0.0, 1.0,
+     (("val/distinct_responses", "responses"), ("val/distinct_1", "tokens"),
+      ("val/distinct_2", "2-grams"), ("val/distinct_3", "3-grams"))),
+    ("Gradient norm", "L2 norm before clipping", 0.0, None,
+     (("grad_norm", "all parameters"), ("gradient/positive_norm", "part that raises log-probs"),
+      ("gradient/negative_norm", "part that lowers them"))),
+    ("Cosine of the two gradient parts", "cosine", -1.0, 1.0,
+     (("gradient/cosine", "raising against lowering"),)),
 )  # fmt: skip
 
 
@@ -100,7 +125,7 @@ def render(run: RunRecord) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<link rel="icon" href="data:,">'
         f"<title>{escape(title)} seed {escape(seed)} - lit_pref</title>"
-        f"<style>{STYLE}{_axis_rules()}</style></head>\n"
+        f"<style>{STYLE}{axis_rules()}</style></head>\n"
         f'<body><div class="page">\n{chr(10).join(part for part in body if part)}\n</div>'
         '<div id="tip" role="status" hidden></div>\n'
         f'<script type="application/json" id="data">{_data(table)}</script>\n'
@@ -125,23 +150,6 @@ def _policy() -> str:
         f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
-
-
-def _axis_rules() -> str:
-    """One picked radio button shows its drawings and darkens its label."""
-    rules = []
-    for column, _, _ in AXES:
-        pick = f"#x-{column}"
-        rules.append(f'{pick}:checked~* .plot[data-axis="{column}"]{{display:block}}')
-        rules.append(
-            f'{pick}:checked~.head label[for="x-{column}"]'
-            "{background:var(--ink);color:var(--card)}"
-        )
-        rules.append(
-            f'{pick}:focus-visible~.head label[for="x-{column}"]'
-            "{outline:2px solid var(--c0);outline-offset:-4px}"
-        )
-    return "\n".join(rules)
 
 
 # --------------------------------------------------------------------------- curves
@@ -178,7 +186,12 @@ def _present(table: MetricsTable) -> list[Chart]:
 def _others(table: MetricsTable, charts: list[Chart]) -> list[Chart]:
     """A small chart for each further column, so that nothing logged is out of sight."""
     drawn = {s.column for c in charts for s in c.series}
-    drawn |= {"val/kl"} | {column for column, _, _ in AXES} | {"epoch"}
+    drawn |= (
+        {"val/kl"}
+        | {n for n in table.columns if n.endswith(_ENDS)}
+        | {column for column, _, _ in AXES}
+        | {"epoch"}
+    )
     names = [n for n in table.present(table.columns) if n not in drawn]
     return [Chart(title=n, unit="", series=(Series(column=n, label=n, slot=0),)) for n in names]
 
@@ -190,14 +203,13 @@ def _curves(charts: list[Chart], others: list[Chart], table: MetricsTable) -> st
             "<p>No curves: metrics.csv has no row with a number.</p></div></section>"
         )
     axes = [axis for axis in AXES if axis[0] in table.columns] or [AXES[0]]
-    picks = "".join(
-        f'<input class="pick" type="radio" name="x" id="x-{column}"{" checked" if n == 0 else ""}>'
-        for n, (column, _, _) in enumerate(axes)
-    )
-    labels = "".join(f'<label for="x-{column}">{button}</label>' for column, _, button in axes)
+    picks, switch = axis_switch(axes)
     main = "".join(_figure(chart, table, axes, 180) for chart in charts)
     noisy = any(is_noisy(c, table.points(axes[0][0], s.column)) for c in charts for s in c.series)
-    faint = "<p>Faint: logged values. Bold: their moving mean.</p>" if noisy else ""
+    notes = "Faint: logged values. Bold: their moving mean. " if noisy else ""
+    if any(n.endswith(_ENDS) for n in table.columns):
+        notes += "Bands: 95 % confidence intervals over prompts."
+    faint = f"<p>{notes.strip()}</p>" if notes else ""
     more = ""
     if others:
         small = "".join(_figure(chart, table, axes, 60) for chart in others)
@@ -207,7 +219,7 @@ def _curves(charts: list[Chart], others: list[Chart], table: MetricsTable) -> st
         )
     return (
         f'<section>{picks}<div class="head"><h2>Curves</h2>'
-        f'<div class="switch">x axis<span>{labels}</span></div>{faint}</div>'
+        f"{switch}{faint}</div>"
         f'<div class="grid3">{main}</div>{more}</section>'
     )
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from lit_pref.report.read import RunRecord
-from lit_pref.report.table import duration, number
+from lit_pref.report.table import duration, measures_accuracy, number
 
 __all__ = ["configuration", "heading", "problems", "samples", "tiles", "versions"]
 
@@ -47,8 +47,12 @@ def tiles(run: RunRecord) -> str:
     final = _value(run, "reward_final", "val/reward", -1)
     kl = _value(run, "kl_final", "val/kl", -1)
     rounds = run.summary.get("rounds")
+    head = _tile("True reward on validation prompts", _change(start, final), wide=True)
+    if measures_accuracy(run.summary):
+        ends = (run.summary.get("accuracy_start"), run.summary["accuracy_final"])
+        head = _tile("Accuracy on held-out pairs", _change(*ends), wide=True)
     cells = [
-        _tile("True reward on validation prompts", _change(start, final), wide=True),
+        head,
         _tile("KL to the initial policy", number(kl), "nats per response"),
         _tile("Optimizer steps", number(_value(run, "steps", "step", -1))),
         _tile("Rounds", number(_last_round(run) if rounds is None else rounds)),

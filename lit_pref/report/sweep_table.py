@@ -12,10 +12,10 @@ from lit_pref.report.sweep import IDENTITY, SweepRecord, read_sweep
 from lit_pref.report.table import duration, number
 from lit_pref.types import Refusal
 
-__all__ = ["MEASURES", "as_csv", "as_markdown", "shown", "write_sweep"]
+__all__ = ["MEASURES", "as_csv", "as_markdown", "measures", "shown", "write_sweep"]
 
 _COUNTS = ("steps", "rounds", "samples", "reward_queries", "eval_queries")
-_VALUES = ("reward_start", "reward_final", "kl_final", "wall_seconds")
+_VALUES = ("reward_start", "reward_final", "kl_final", "accuracy_final", "wall_seconds")
 
 MEASURES = (
     ("reward_final", "final reward"),
@@ -25,6 +25,19 @@ MEASURES = (
     ("wall_seconds", "wall time"),
 )
 """What the comparison shows of each setting: key of ``summary.json``, and heading."""
+
+
+_ACCURACY = (("accuracy_final", "final accuracy"), *MEASURES[4:])
+"""Of reward models, which neither sample nor query a reward."""
+
+
+def measures(sweep: SweepRecord) -> tuple[tuple[str, str], ...]:
+    """What the comparison of this sweep shows, the number that decides first."""
+    summaries = [c.summary for c in sweep.cells if c.status == "finished"]
+    if any(s.get("reward_final") is not None for s in summaries):
+        return MEASURES
+    accurate = any(s.get("accuracy_final") is not None for s in summaries)
+    return _ACCURACY if accurate else MEASURES
 
 
 def write_sweep(folder: str | Path) -> SweepRecord:
@@ -86,12 +99,13 @@ def as_markdown(sweep: SweepRecord) -> str:
         "Mean over the seeds that finished, +- half the 95 % confidence interval of the mean.",
         "",
     ]
-    heads = [*sweep.columns, "seeds", *(name for _, name in MEASURES), "note"]
+    asked = measures(sweep)
+    heads = [*sweep.columns, "seeds", *(name for _, name in asked), "note"]
     lines += [_row(heads), _row(["---"] * len(heads))]
     for setting in sweep.settings():
-        measures = [shown(key, setting.measure(key)) for key, _ in MEASURES]
+        values = [shown(key, setting.measure(key)) for key, _ in asked]
         seeds = f"{setting.finished} of {len(setting.cells)}"
-        lines.append(_row([*setting.values, seeds, *measures, "; ".join(setting.notes())]))
+        lines.append(_row([*setting.values, seeds, *values, "; ".join(setting.notes())]))
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-__all__ = ["duration", "final_table", "number"]
+__all__ = ["duration", "final_table", "measures_accuracy", "number"]
 
 _FILES = (
     ("report", "report.html"),
@@ -66,9 +66,11 @@ def final_table(
     reason = summary.get("reason") or summary.get("error")
     if reason:
         rows.append(("reason", str(reason)))
+    if measures_accuracy(summary):
+        rows.append(("accuracy", _accuracy(summary)))
+    else:
+        rows += [("reward", reward_change(summary)), ("KL", _kl(summary))]
     rows += [
-        ("reward", reward_change(summary)),
-        ("KL", _kl(summary)),
         ("steps", _steps(summary)),
         ("samples", number(summary.get("samples"))),
         ("queries", _queries(summary)),
@@ -90,13 +92,27 @@ def final_table(
 
 def reward_change(summary: dict[str, Any]) -> str:
     """Reward before and after, with the difference when both are known."""
-    start, final = summary.get("reward_start"), summary.get("reward_final")
+    change = _change(summary.get("reward_start"), summary.get("reward_final"))
+    return change + "  true reward on the validation prompts"
+
+
+def measures_accuracy(summary: dict[str, Any]) -> bool:
+    """Whether the run trained a reward model, which neither samples nor moves from a reference."""
+    return summary.get("reward_final") is None and summary.get("accuracy_final") is not None
+
+
+def _accuracy(summary: dict[str, Any]) -> str:
+    change = _change(summary.get("accuracy_start"), summary.get("accuracy_final"))
+    return change + "  of the held-out pairs in the right order"
+
+
+def _change(start: Any, final: Any) -> str:
     text = f"{number(start)} -> {number(final)}"
     if isinstance(start, (int, float)) and isinstance(final, (int, float)):
         difference = final - start
         sign = "+" if difference >= 0 else ""
         text += f"  ({sign}{number(float(difference))})"
-    return text + "  true reward on the validation prompts"
+    return text
 
 
 def _title(summary: dict[str, Any]) -> str:

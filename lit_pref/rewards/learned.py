@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from lit_pref.policies.scorer import HEAD_FILE, Scorer, load_scorer
+from lit_pref.rewards.base import at_least_one
 from lit_pref.types import Group, Refusal
 
-__all__ = ["LearnedReward"]
+__all__ = ["LearnedReward", "folder_fingerprint", "own_device"]
 
 
 class LearnedReward:
@@ -24,6 +25,7 @@ class LearnedReward:
         path: a run directory of ``objective=reward_model`` (its ``export/`` is read), or a
             sequence-classification folder of transformers with a single label.
         batch_size: responses that are scored at once.
+        groups_at_once: prompts, with all their responses, in one call.
         device: where it runs; None: this process's GPU if there is one, else the processor.
         tokenizer: of the policy, to check that both have the same tokens.
 
@@ -32,19 +34,22 @@ class LearnedReward:
     """
 
     name = "learned"
+    held_out_accuracy: float | None
+    """``val/accuracy`` at the end of its training: on pairs that it was not trained on."""
 
     def __init__(
         self,
         *,
         path: str,
         batch_size: int = 32,
+        groups_at_once: int = 1,
         device: str | None = None,
         tokenizer: Any = None,
     ) -> None:
-        if batch_size < 1:
-            raise Refusal(f"reward.batch_size must be at least 1, got {batch_size}")
         self.folder = _folder(path)
-        self.batch_size = batch_size
+        self.held_out_accuracy = _held_out_accuracy(self.folder)
+        self.batch_size = at_least_one("batch_size", batch_size)
+        self.groups_at_once = at_least_one("groups_at_once", groups_at_once)
         self.device = device
         self.version = _fingerprint(self.folder)
         self._scorer: Scorer | None = None
@@ -67,11 +72,12 @@ class LearnedReward:
     def _loaded(self) -> Scorer:
         """The model, loaded when it is first needed."""
         if self._scorer is None:
-            self._scorer = load_scorer(self.folder).to(self.device or _own_device())
+            self._scorer = load_scorer(self.folder).to(self.device or own_device())
         return self._scorer
 
 
-def _own_device() -> str:
+def own_device() -> str:
+    """This process's GPU if there is one, else the processor."""
     if torch.cuda.is_available():
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
     return "cpu"
@@ -95,17 +101,34 @@ def _folder(path: str) -> Path:
     return found
 
 
-def _fingerprint(folder: Path) -> str:
-    """A digest of the weights: equal versions score alike."""
-    digest = hashlib.blake2b(digest_size=6)
-    files = sorted(folder.glob("*.safetensors"))
+def _held_out_accuracy(folder: Path) -> float | None:
+    """From the summary of the run that the export belongs to, if it is one."""
+    try:
+        summary = json.loads((folder.parent / "summary.json").read_text())
+        return float(summary["accuracy_final"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def folder_fingerprint(folder: str | Path) -> str | None:
+    """A digest of the weights (safetensors) in a folder; None if there are none."""
+    files = sorted(Path(folder).expanduser().glob("*.safetensors"))
     if not files:
-        raise Refusal(f"{folder} holds no weights (*.safetensors); export the reward model again")
+        return None
+    digest = hashlib.blake2b(digest_size=6)
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _fingerprint(folder: Path) -> str:
+    """Equal versions score alike."""
+    found = folder_fingerprint(folder)
+    if found is None:
+        raise Refusal(f"{folder} holds no weights (*.safetensors); export the reward model again")
+    return found
 
 
 def _check_tokens(folder: Path, tokenizer: Any) -> None:

@@ -1,7 +1,20 @@
 """Tasks: what is to be learned."""
 
 from lit_pref.tasks.base import Task
+from lit_pref.tasks.gold_reward import GoldReward, GoldRewardTask
+from lit_pref.tasks.lengths import LengthReward, LengthTask
 from lit_pref.tasks.text import TextTask
 from lit_pref.tasks.token_bandit import TokenBandit
+from lit_pref.tasks.words import WordStart, WordTask
 
-__all__ = ["Task", "TextTask", "TokenBandit"]
+__all__ = [
+    "GoldReward",
+    "GoldRewardTask",
+    "LengthReward",
+    "LengthTask",
+    "Task",
+    "TextTask",
+    "TokenBandit",
+    "WordStart",
+    "WordTask",
+]

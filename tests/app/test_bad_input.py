@@ -213,7 +213,7 @@ def test_checkpoint_of_another_objective(tmp_path):
     one = DPO(HFPolicy(gpt_nano()), reference=FrozenReference())
     saved = {}
     one.on_save_checkpoint(saved)
-    with pytest.raises(Refusal, match="another objective.*'DPO'.*'REINFORCE'"):
+    with pytest.raises(Refusal, match=r"another objective.*'DPO'.*'REINFORCE'"):
         REINFORCE(HFPolicy(gpt_nano())).on_load_checkpoint(saved)
     with pytest.raises(Refusal, match="another model"):
         DPO(HFPolicy(gpt_nano(seed=1)), reference=FrozenReference()).on_load_checkpoint(saved)

@@ -59,7 +59,7 @@ def fit(objective, data, path=None, callbacks=(), ckpt_path=None):
 def test_the_last_tenth_of_stored_pairs_is_held_out():
     data = offline(Stored(seed=0), held_out=0.1)
     assert [g.prompt.id for g in data.held_out_groups] == [23, 24]  # round(2.5) is 2
-    assert data.size == 23
+    assert data.stored.size == 23
     assert data.prompts_per_round == 22
     assert data.left_out == 1
     fit(RewardModel(HFPolicy(gpt_nano())), data)
@@ -70,7 +70,7 @@ def test_at_least_one_pair_is_held_out_and_none_by_default():
     assert len(offline(Stored(seed=0), held_out=0.001).held_out_groups) == 1
     data = offline(Stored(seed=0))
     assert data.held_out_groups == []
-    assert data.size == 25
+    assert data.stored.size == 25
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

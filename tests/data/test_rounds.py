@@ -36,7 +36,9 @@ class Watch(L.Callback):
         self.rounds.append(round)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.steps.append((batch.index, dict(batch.info), dict(pl_module.latest), trainer.global_step))
+        self.steps.append(
+            (batch.index, dict(batch.info), dict(pl_module.latest), trainer.global_step)
+        )
 
 
 def train(objective, data, tmp_path, **options):
@@ -110,9 +112,7 @@ def test_every_group_is_used_once_a_pass_and_orders_differ(tmp_path):
     data.batch = spy
     train(REINFORCE(policy()), data, tmp_path)
     prompts = sorted(g.prompt.ids[0] for g in data.round.groups)
-    passes = [
-        [p for number, _, ids in orders if number == n for p in ids] for n in range(3)
-    ]
+    passes = [[p for number, _, ids in orders if number == n for p in ids] for n in range(3)]
     for seen in passes:
         assert sorted(seen) == prompts
     assert len({tuple(p) for p in passes}) == 3
@@ -180,14 +180,18 @@ def test_prompt_set_smaller_than_a_round_wraps_with_other_samples(tmp_path):
 
 
 def test_rounds_walk_through_all_prompts():
-    from lit_pref.data.generate import round_prompts
+    from lit_pref.data.streams import PromptStream
 
     prompts = TokenBandit(seed=0, train_prompts=10).prompts()
-    seen = [p.id for r in range(5) for p in round_prompts(prompts, r, 4, seed=3)]
+    seen = [p.id for r in range(5) for p in PromptStream(prompts=prompts, seed=3).round(r, 4)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(p.id for p in prompts)
     assert seen[:10] != seen[10:]
-    assert seen == [p.id for r in range(5) for p in round_prompts(prompts, r, 4, seed=3)]
-    assert seen != [p.id for r in range(5) for p in round_prompts(prompts, r, 4, seed=4)]
+    assert seen == [
+        p.id for r in range(5) for p in PromptStream(prompts=prompts, seed=3).round(r, 4)
+    ]
+    assert seen != [
+        p.id for r in range(5) for p in PromptStream(prompts=prompts, seed=4).round(r, 4)
+    ]
 
 
 def test_offline_is_one_round_and_no_new_queries(tmp_path):
@@ -212,7 +216,7 @@ def test_offline_rounds_of_a_part_of_the_set(tmp_path):
         prompts_per_round=3, responses_per_prompt=2, batch_size=3, rounds=4,
     )  # fmt: skip
     _, watch = train(dpo(), data, tmp_path)
-    rows = [tuple(data.rows(r)) for r in range(4)]
+    rows = [tuple(data.stored_rows(r)) for r in range(4)]
     assert sorted(rows[0] + rows[1]) == sorted(rows[2] + rows[3]) == list(range(6))
     assert len(watch.rounds) == 4
 
@@ -258,12 +262,12 @@ def test_combinations_that_cannot_work_are_refused(objective, data, words):
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, words):
+    task = TokenBandit(seed=0)
+    arguments = {
+        "reward": task.true_reward(), "prompts_per_round": 4, "responses_per_prompt": 2,
+        "batch_size": 2, **sizes,
+    }  # fmt: skip
     with pytest.raises(Refusal, match=words):
-        task = TokenBandit(seed=0)
-        arguments = {
-            "reward": task.true_reward(), "prompts_per_round": 4, "responses_per_prompt": 2,
-            "batch_size": 2, **sizes,
-        }  # fmt: skip
         OnPolicyDataModule(task, sampler=NativeSampler(max_new_tokens=9), **arguments)
 
 

@@ -13,7 +13,7 @@ from lit_pref.engine import forward as forward_module
 from lit_pref.engine.forward import STATS, hf_token_stats, micro_batches
 from lit_pref.engine.head import head_stats, logit_stats
 from lit_pref.engine.layout import pack, pad, prefer_packed
-from lit_pref.policies.hf import HFPolicy
+from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.spec import ModelSpec
 from lit_pref.types import FlatTokens, Refusal
 

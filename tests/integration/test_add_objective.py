@@ -123,6 +123,6 @@ def test_three_files_are_enough(copy, session_cache):
     assert "| [`hinged`](hinged.md) | pairwise | yes |" in out
     for passed in ("test_negative_weight", "test_processes", "test_gradient_against_finite"):
         assert f"PASSED tests/objectives/test_hinged.py::TestHinged::{passed}" in out
-    for source in ("onpolicy", "offline"):
+    for source in ("onpolicy", "offline", "mixed", "replay"):
         assert f"PASSED tests/integration/test_matrix.py::test_cell[hinged-{source}]" in out
     assert "no committed result: python scripts/learning_table.py hinged" in out

@@ -38,6 +38,15 @@ def test_offline_dpo_does_what_the_paper_says(job):
     assert done.summary["samples"] == 100
 
 
+def test_small_models_use_one_thread(job, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    job("objective=dpo", "data=onpolicy", "data.rounds=1", "callbacks=minimal")
+    job("objective=dpo", "data=onpolicy", "data.rounds=1", "callbacks=minimal", "model.threads=2")
+    assert 1 in seen
+    assert 2 in seen
+
+
 class Page(HTMLParser):
     """The data block, and every address that a browser would ask for."""
 

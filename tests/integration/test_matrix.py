@@ -7,6 +7,7 @@ A cell that is not in matrix.json (a new objective) is expected to do what its c
 
 import json
 import math
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lit_pref.app.objectives import declarations
 
 FILE = Path(__file__).parent / "matrix.json"
 KINDS = {d.name: d.kind for d in declarations()}
-SOURCES = ("onpolicy", "offline")
+SOURCES = ("onpolicy", "offline", "mixed", "replay")
 CELLS = [(name, source) for name in sorted(KINDS) for source in SOURCES]
 STEPS = 3
 COMMON = (
@@ -27,12 +28,32 @@ COMMON = (
 SIZES = {
     "onpolicy": ("data.prompts_per_round=4", f"data.rounds={STEPS}"),
     "offline": ("task.offline_prompts=4", f"data.reuse={STEPS}"),
+    "mixed": ("data.prompts_per_round=4", f"data.rounds={STEPS}", "task.offline_prompts=4"),
+    "replay": ("data.path=earlier", f"data.reuse={STEPS}"),
 }
 
 
-def run_cell(job, objective, source):
-    """The job of one cell."""
-    return job(f"objective={objective}", f"data={source}", *COMMON, *SIZES[source])
+def make_samples(job, file):
+    """What the replayed cells read: the samples of a run of one round."""
+    sizes = ("data.prompts_per_round=4", "data.rounds=1")
+    done = job("objective=sft", "data=onpolicy", *COMMON, *sizes)
+    shutil.copy(done.folder / "samples.jsonl", file)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    from conftest import make_job
+
+    folder = tmp_path_factory.mktemp("samples")
+    make_samples(make_job(folder), folder / "samples.jsonl")
+    return folder / "samples.jsonl"
+
+
+def run_cell(job, objective, source, samples):
+    """The job of one cell; ``samples`` is what replayed cells read."""
+    common = [c for c in COMMON if source != "replay" or "responses" not in c]
+    sizes = [s.replace("=earlier", f"={samples}") for s in SIZES[source]]
+    return job(f"objective={objective}", f"data={source}", *common, *sizes)
 
 
 def result(done):
@@ -57,13 +78,15 @@ def committed():
 
 def declared(kind, source):
     """Whether the class says that it can train on this source."""
+    if source == "mixed":
+        return kind.needs.policy and not kind.needs.fresh
     fresh = source == "onpolicy"
     return (fresh or not kind.needs.fresh) and (kind.needs.policy or not fresh)
 
 
 @pytest.mark.parametrize(("objective", "source"), CELLS)
-def test_cell(job, objective, source):
-    found = result(run_cell(job, objective, source))
+def test_cell(job, objective, source, samples):
+    found = result(run_cell(job, objective, source, samples))
     known = committed().get(objective, {}).get(source)
     if known is None:
         assert (found == "ok") == declared(KINDS[objective], source), found
@@ -85,9 +108,10 @@ def main():
 
     matrix = {}
     with tempfile.TemporaryDirectory() as base:
-        job = make_job(Path(base))
+        job, samples = make_job(Path(base)), Path(base) / "samples.jsonl"
+        make_samples(job, samples)
         for name, source in CELLS:
-            matrix.setdefault(name, {})[source] = result(run_cell(job, name, source))
+            matrix.setdefault(name, {})[source] = result(run_cell(job, name, source, samples))
     FILE.write_text(json.dumps(matrix, indent=1) + "\n")
 
 

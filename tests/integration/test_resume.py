@@ -23,6 +23,7 @@ RUNS = {
     "reinforce_offline": ["objective=reinforce", "objective.baseline=running_mean",
                           "objective.importance=token", *OFFLINE],
     "one_batch": ["objective=dpo", "data=onpolicy", *SIZES, "data.batch_size=4"],
+    "tr_dpo_lora": ["objective=tr_dpo", "model.lora.rank=2", *SIZES],
     "ppo": ["objective=ppo", "objective.kl_coef=0.1", "objective.kl_target=1.0", *SIZES],
 }  # fmt: skip
 STEPS = 12
@@ -88,6 +89,7 @@ def killed_and_resumed(kind, folder, point, passes):
         ("dpo_offline", "writing", 4),
         ("reinforce_offline", "training", 5),
         ("ppo", "training", 6),
+        ("tr_dpo_lora", "training", 7),  # adapters, and a reference that has moved
     ],
 )
 def test_killed_at(whole, tmp_path, kind, point, passes):

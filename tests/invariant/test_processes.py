@@ -1,4 +1,4 @@
-"""One process and two give the same gradients: every objective, both data sources.
+"""One process and two give the same gradients: every objective, three data sources.
 
 In float64, where nothing but a wrong count or a lost part can differ. In float32 the same comparison
 stays within 5e-6 on the two-layer Llama, since other micro-batches add in another order.
@@ -26,6 +26,14 @@ EIGHT = {
                           "objective.baseline=running_mean", "objective.kl_coef=0.1",
                           "data=offline", "task.offline_prompts=8", *runner.BANDIT,
                           *runner.ROUNDS, "data.batch_size=2", "trainer.max_steps=-1"],
+    "dpo_mixed": ["objective=dpo", "data=mixed", "task.offline_prompts=8", *runner.BANDIT,
+                  *runner.ROUNDS, "data.batch_size=2", "trainer.max_steps=-1"],
+    # The stored groups are too old after step 6: one of two processes has nothing to do then.
+    "reinforce_mixed": ["objective=reinforce", "objective.importance=response", "data=mixed",
+                        "data.max_age=6", "task.offline_prompts=8", *runner.BANDIT,
+                        *runner.ROUNDS, "data.batch_size=2", "trainer.max_steps=-1"],
+    "reinforce_refill": ["objective=reinforce", *runner.COMMON, *runner.ONPOLICY,
+                         "data.no_signal=refill", "data.refill_limit=3"],
 }  # fmt: skip
 ONE = {
     name: [f"objective={name}", *runner.BANDIT, "data=" + source]

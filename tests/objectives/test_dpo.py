@@ -106,6 +106,25 @@ class TestLengthDesensitised(ObjectiveTester):
         assert whole_loss(module, batch) == pytest.approx(total / 8, rel=1e-6)
 
 
+class TestByPosition(ObjectiveTester):
+    """The reference code of arXiv 2404.14367: a loss at each position that both responses have."""
+
+    objective = DPO
+    options = {"beta": 0.5, "reduction": "position"}
+
+    def test_loss_against_the_formula(self):
+        module, round = self.prepared()
+        batch = make_batch(round)
+        with torch.no_grad():
+            ratio = module.policy(batch.tokens).logps - batch.notes.token["ref_logps"]
+        parts = [part.tolist() for part in ratio.split(batch.tokens.lengths)]
+        total = 0.0
+        for i, j in batch.view.pairs.tolist():
+            at = [math.log(sigmoid(0.5 * (w - l))) for w, l in zip(parts[i], parts[j])]  # noqa: B905, E741
+            total -= sum(at) / len(at)
+        assert whole_loss(module, batch) == pytest.approx(total / 8, rel=1e-6)
+
+
 class TestWPO(ObjectiveTester):
     objective = DPO
     options = {"beta": 0.5, "weighting": "wpo", "wpo_max": 1.0}

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.heads import ScalarHead, freeze_output_layer
-from lit_pref.policies.hf import HFPolicy
 from lit_pref.policies.models import gpt_nano
 from lit_pref.types import Refusal
 

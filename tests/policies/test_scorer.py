@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.heads import ScalarHead
-from lit_pref.policies.hf import HFPolicy
 from lit_pref.policies.models import gpt_nano, tiny
 from lit_pref.policies.scorer import HEAD_FILE, load_scorer, save_scorer
 from lit_pref.types import FlatTokens, Group, Prompt, Refusal, Response

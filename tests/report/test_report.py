@@ -392,3 +392,41 @@ def test_number(value, text):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_accuracy_of_a_reward_model_is_drawn_and_leads_the_page(tmp_path):
+    """Its column is val/accuracy; there is no reward to show."""
+    (tmp_path / "metrics.csv").write_text(
+        "step,samples,reward_queries,round,pass,rewards/accuracies,val/accuracy,val/loss\n"
+        "0,0,0,0,0,,0.5,0.7\n1,0,0,0,0,0.6,0.75,0.6\n"
+    )
+    summary = {"objective": "reward_model", "status": "finished", "reward_final": None,
+               "accuracy_start": 0.5, "accuracy_final": 0.75}  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    text = write_report(tmp_path).read_text()
+    assert '<li data-column="val/accuracy" data-slot="1">' in text
+    assert "held-out pairs from 0.5 to 0.75 (2 points)" in text
+    assert "Accuracy on held-out pairs" in text and "True reward" not in text.split("Curves")[0]
+    assert "0.500 -> 0.750  (+0.250)  of the held-out pairs" in final_table(summary)
+    assert "KL" not in final_table(summary)
+
+
+def test_intervals_are_bands_and_instruments_have_charts(tmp_path):
+    names = ["step", "val/reward", "val/reward_low", "val/reward_high", "probe/chosen_change",
+             "probe/rejected_change", "probe/coverage", "val/win_rate", "val/win_rate_lc",
+             "gradient/positive_norm", "gradient/cosine", "val/distinct_2", "val/forward_kl",
+             "val/kl", "val/length_p90"]  # fmt: skip
+    rows = [[s, 0.1 + s, 0.0 + s, 0.3 + s, *([0.5] * (len(names) - 4))] for s in range(3)]
+    lines = [names, *rows]
+    (tmp_path / "metrics.csv").write_text(
+        "".join(",".join(map(str, line)) + "\n" for line in lines)
+    )
+    text = write_report(tmp_path).read_text()
+    assert "95 % confidence intervals" in text
+    bands = re.findall(r'<path class="band m0" d="M[^"]*L[^"]*Z"/>', text)
+    assert len(bands) == 2  # over steps, and over KL
+    for title in ("Displacement: log-prob against the reference", "Wins against the reference",
+                  "Diversity", "Cosine of the two gradient parts", "Probe pairs"):  # fmt: skip
+        assert f"<h3>{title}</h3>" in text
+    others = text.split("All other logged metrics")
+    assert len(others) == 1, "every column has its place"

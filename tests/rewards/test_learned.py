@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.heads import ScalarHead
-from lit_pref.policies.hf import HFPolicy
 from lit_pref.policies.models import gpt_nano, tiny
 from lit_pref.policies.scorer import save_scorer
 from lit_pref.rewards import LearnedReward

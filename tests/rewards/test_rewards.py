@@ -170,17 +170,12 @@ def test_callable_version_follows_the_source():
     assert CallableReward(one, name="mine").name == "mine"
 
 
-def test_callable_objects_and_async():
+def test_callable_objects():
     class Judge:
         def __call__(self, prompts, responses):
             return [1.0] * len(responses)
 
-    async def judge(prompts, responses):
-        return [1.0]
-
     assert CallableReward(Judge()).score([group("p", "a")]) == [1.0]
-    with pytest.raises(Refusal, match="async"):
-        CallableReward(judge)
     with pytest.raises(Refusal, match="got 3"):
         CallableReward(3)
 

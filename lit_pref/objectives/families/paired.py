@@ -7,7 +7,14 @@ from typing import Literal
 import torch
 from typing_extensions import Unpack
 
-from lit_pref.functional.pairing import PAIRINGS, Pairing, order_scores, pair_indices
+from lit_pref.functional.pairing import (
+    PAIRINGS,
+    Pairing,
+    compared_pairs,
+    order_scores,
+    pair_indices,
+    unusable_pairs,
+)
 from lit_pref.functional.rng import generator
 from lit_pref.objectives.base import ObjectiveModule, SharedArgs
 from lit_pref.types import Group, Needs, Policy, Refusal, Round, View
@@ -30,7 +37,8 @@ class PairedModule(ObjectiveModule):
     Args:
         policy: the model to train.
         pairs: which responses of a group are compared; see ``functional.pairing``.
-        min_gap: pairs whose rewards differ by less are left out, and counted.
+        min_gap: pairs whose rewards (ranks, where there are no rewards) differ by less are left
+            out, and counted.
         pair_temperature: of the Bradley-Terry draw.
         pair_mean: ``pooled``: every pair of the batch counts the same; ``group``: every group.
         **shared: see ``ObjectiveModule``.
@@ -68,20 +76,32 @@ class PairedModule(ObjectiveModule):
 
     def group_pairs(self, group: Group, slot: int, round: int, seed: int) -> list[tuple[int, int]]:
         """(chosen, rejected) positions within one group; the same in every pass."""
-        scores = order_scores(
-            [r.rank for r in group.responses],
-            [r.reward for r in group.responses],
-            [r.label for r in group.responses],
-        )
+        scores = group_order(group)
         if scores is None or group.weight == 0:
             return []
+        draws = generator(seed, "pairs", round, slot, group.prompt.id)
+        if group.comparisons is not None:  # an oracle's own verdicts, not those of win shares
+            return compared_pairs(
+                group.comparisons, scores, self.pairs, min_gap=self.min_gap, generator=draws
+            )
         return pair_indices(
             scores,
             self.pairs,
+            gaps=_rewards(group),
             min_gap=self.min_gap,
             temperature=self.pair_temperature,
-            generator=generator(seed, "pairs", round, slot, group.prompt.id),
+            generator=draws,
         )
+
+    def _unusable(self, group: Group) -> tuple[int, int]:
+        """(ties, pairs below the gap) among the responses of a group that counts."""
+        scores = group_order(group)
+        if scores is None or group.weight == 0:
+            return 0, 0
+        if group.comparisons is not None:
+            sure = [abs(2 * p - 1) for _, _, p in group.comparisons]
+            return sum(s == 0 for s in sure), sum(0 < s < self.min_gap for s in sure)
+        return unusable_pairs(scores, gaps=_rewards(group), min_gap=self.min_gap)
 
     def select(self, round: Round, *, seed: int) -> list[list[bool]]:
         keep = []
@@ -94,19 +114,39 @@ class PairedModule(ObjectiveModule):
         index: list[tuple[int, int]] = []
         margins: list[float] = []
         weights: list[float] = []
-        start = ties = 0
+        start = without = ties = close = 0
         for slot, (group, keep) in enumerate(zip(round.groups, round.keep, strict=True)):
             place = {k: start + n for n, k in enumerate(k for k, used in enumerate(keep) if used)}
             start += len(place)
             found = self.group_pairs(group, slot, round.index, seed)
-            ties += not found
+            without += not found
+            more = self._unusable(group)
+            ties, close = ties + more[0], close + more[1]
             share = 1.0 if self.pair_mean == "pooled" else 1.0 / max(len(found), 1)
             for chosen, rejected in found:
                 index.append((place[chosen], place[rejected]))
                 margins.append(group.margin or 0.0)
                 weights.append(group.weight * share)
-        round.counts["data/groups_without_pair"] = float(ties)
+        round.counts["data/groups_without_pair"] = float(without)
+        round.counts["data/pairs"] = float(len(index))
+        round.counts["data/pairs_tied"] = float(ties)
+        round.counts["data/pairs_below_gap"] = float(close)
         return View(
             pairs=torch.tensor(index, dtype=torch.long).reshape(-1, 2),
             pair={"margin": torch.tensor(margins), "weight": torch.tensor(weights)},
         )
+
+
+def group_order(group: Group) -> list[float] | None:
+    """What orders the responses of a group, higher is better; None where nothing does."""
+    return order_scores(
+        [r.rank for r in group.responses],
+        [r.reward for r in group.responses],
+        [r.label for r in group.responses],
+    )
+
+
+def _rewards(group: Group) -> list[float] | None:
+    """Rewards, where every response has one: what gaps are measured in."""
+    rewards = [r.reward for r in group.responses if r.reward is not None]
+    return rewards if len(rewards) == len(group.responses) else None

@@ -12,6 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.engine.forward import Path, hf_token_stats
+from lit_pref.policies.lora import (
+    LoRA,
+    adapters_off,
+    add_adapters,
+    is_adapter,
+    merged_state,
+    save_adapters,
+)
+from lit_pref.policies.prepare import (
+    keep_trainable,
+    recompute_activations,
+    switch_dropout_off,
+    weights_digest,
+)
 from lit_pref.policies.pretrained import no_progress_bars
 from lit_pref.policies.probe import head_is_plain, packed_misfit
 from lit_pref.policies.sharding import full_state, is_sharded
@@ -52,6 +66,8 @@ class HFPolicy(nn.Module):
         initialise: called once with the freshly loaded model (a task's supervised start).
         path: ``"auto"``, ``"packed"`` or ``"padded"`` forward.
         gradient_checkpointing: recompute activations in backward to save memory.
+        lora: train adapters instead of the weights. Checkpoints then hold the adapters alone, and
+            references share the weights.
     """
 
     def __init__(
@@ -61,14 +77,33 @@ class HFPolicy(nn.Module):
         initialise: Callable[[nn.Module], None] | None = None,
         path: Path = "auto",
         gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
+        if spec.quantized and lora is None:
+            raise Refusal(
+                f"the weights of {spec.name} are quantized (model.quantize) and cannot be trained; "
+                "train adapters on them with model.lora.rank=16, or leave model.quantize out"
+            )
+        if spec.quantized and lora is not None and lora.export == "merged":
+            raise Refusal(
+                "adapters cannot be merged into quantized weights (model.quantize); use "
+                "model.lora.export=adapter"
+            )
         self.spec = spec
         self.initialise = initialise
         self.path: Path = path
         self.gradient_checkpointing = gradient_checkpointing
+        self.lora = lora
         self.plain_head = True
         self.model: Any = None
+        self._digest: str | None = None
+        self._hooks: list[Any] = []
+        if lora is not None:
+            self._hooks = [
+                self.register_state_dict_post_hook(_adapters_alone),
+                self.register_load_state_dict_post_hook(_weights_are_there),
+            ]
 
     # ------------------------------------------------------------------ loading
 
@@ -77,15 +112,18 @@ class HFPolicy(nn.Module):
         if self.model is not None:
             return self
         model = self.spec.load()
-        _dropout_off(model)
+        switch_dropout_off(model)
+        keep_trainable(model)
         if self.initialise is not None:
             self.initialise(model)
+        if self.lora is not None:
+            add_adapters(model, self.lora)
         self.model = model
         self.plain_head = head_is_plain(model)
         if self.path != "padded":
             self.path = self._verified_path()
         if self.gradient_checkpointing:
-            _recompute_activations(model)
+            recompute_activations(model)
         return self
 
     def _verified_path(self) -> Path:
@@ -192,13 +230,52 @@ class HFPolicy(nn.Module):
         """Width of the last hidden state; the model must be loaded."""
         return int(self.model.config.get_text_config().hidden_size)
 
-    def frozen_copy(self) -> HFPolicy:
-        """A copy without gradients, in eval mode."""
+    def frozen_copy(self, *, adapters: bool = False) -> HFPolicy:
+        """A copy without gradients, in eval mode; of a model with LoRA it shares the weights.
+
+        Args:
+            adapters: keep (a copy of) the adapters; otherwise it is the model without them.
+        """
         self.load()
-        twin = HFPolicy(self.spec, path=self.path)
+        twin = HFPolicy(self.spec, path=self.path, lora=self.lora)
         twin.plain_head = self.plain_head
-        twin.model = copy.deepcopy(self.model)
+        frozen = () if self.lora is None else self.model.parameters()
+        shared = {id(p): p for p in frozen if not p.requires_grad}
+        twin.model = copy.deepcopy(self.model, shared)
+        if self.lora is not None and not adapters:
+            adapters_off(twin.model)
         return twin.requires_grad_(False).eval()
+
+    def base_digest(self) -> str:
+        """A hash of all weights but adapters, by their plain names.
+
+        Made once: ask only where these weights do not train (references, models with adapters).
+        """
+        if self._digest is None:
+            self.load()
+            state = self.model.state_dict()
+            plain = {
+                k.replace(".base_layer.", "."): v for k, v in state.items() if not is_adapter(k)
+            }
+            self._digest = weights_digest(plain)
+        return self._digest
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """All weights by the names of the plain model, adapters merged, on the host if sharded."""
+        if self.lora is not None:
+            return merged_state(self.model)
+        return {k.removeprefix("model."): v for k, v in full_state(self).items()}
+
+    def load_whole_state(self, weights: dict[str, Tensor]) -> None:
+        """Inverse of ``whole_state``: afterwards there are no adapters any more."""
+        if self.lora is None:
+            self.model.load_state_dict(weights)
+            return
+        plain = HFPolicy(self.spec, path=self.path).load()
+        plain.model.load_state_dict(weights)
+        self.model, self.lora = plain.model, None
+        for hook in self._hooks:
+            hook.remove()
 
     def portable_config(self) -> Any:
         """The model's config without traces of how and where it was loaded."""
@@ -214,9 +291,15 @@ class HFPolicy(nn.Module):
     def save_pretrained(self, folder: str) -> None:
         """Write a folder that ``from_pretrained`` loads, tokenizer included.
 
-        Of a sharded policy rank 0 writes, and all processes must call.
+        Of a sharded policy rank 0 writes, and all processes must call. With
+        ``lora.export="adapter"`` it is a folder that ``peft`` loads.
         """
-        weights = {k.removeprefix("model."): v for k, v in full_state(self).items()}
+        if self.lora is not None and self.lora.export == "adapter":
+            save_adapters(self.model, self.lora, folder, base=self.spec.name)
+            if self.spec.tokenizer is not None:
+                self.spec.tokenizer.save_pretrained(folder)
+            return
+        weights = self.whole_state()
         if is_sharded(self) and torch.distributed.get_rank() != 0:
             return
         held, self.model.config = self.model.config, self.portable_config()
@@ -229,23 +312,19 @@ class HFPolicy(nn.Module):
             self.spec.tokenizer.save_pretrained(folder)
 
 
-def _dropout_off(model: nn.Module) -> None:
-    """Dropout would make the first on-policy ratio differ from 1, as it did in the paper's code."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
-        if getattr(model.config, name, None):
-            setattr(model.config, name, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+def _adapters_alone(module: HFPolicy, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave weights that never change out of a state dict."""
+    for name in [k for k in state if k.startswith(prefix) and not is_adapter(k)]:
+        del state[name]
 
 
-def _recompute_activations(model: Any) -> None:
-    """Gradient checkpointing, under the name that this version of transformers has for it."""
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    if enable is not None:
-        enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def _weights_are_there(module: HFPolicy, incompatible: Any) -> None:
+    """What ``_adapters_alone`` left out is not missing."""
+    held = {f"model.{n}" for n in module.model.state_dict() if not is_adapter(n)}
+
+    def mine(key: str) -> bool:
+        parts = key.split(".")
+        return any(".".join(parts[i:]) in held for i in range(len(parts)))
+
+    missing = incompatible.missing_keys
+    missing[:] = [key for key in missing if not mine(key)]

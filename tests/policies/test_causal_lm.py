@@ -108,13 +108,41 @@ def test_a_frozen_copy_stays_while_the_policy_moves():
     assert not any(p.requires_grad for p in reference.copy.parameters())
 
 
-def test_dropout_is_off_even_in_train_mode():
-    config = tf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=32)
-    assert config.resid_pdrop > 0
+DROPS = {
+    "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=32),
+    "opt": lambda: tf.OPTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, vocab_size=50, ffn_dim=32,
+        max_position_embeddings=32, word_embed_proj_dim=32, dropout=0.3, attention_dropout=0.2,
+        layerdrop=0.5,
+    ),
+    "gpt_neo": lambda: tf.GPTNeoConfig(
+        hidden_size=32, num_layers=2, num_heads=2, vocab_size=50, max_position_embeddings=32,
+        attention_types=[[["global", "local"], 1]], window_size=8, resid_dropout=0.3,
+        embed_dropout=0.3, attention_dropout=0.3, bos_token_id=1, eos_token_id=2,
+    ),
+    "phi": lambda: tf.PhiConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=50, resid_pdrop=0.3, embd_pdrop=0.3, attention_dropout=0.3,
+    ),
+    "falcon": lambda: tf.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50,
+        hidden_dropout=0.3, attention_dropout=0.3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_dropout_is_off_even_in_train_mode(name):
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(DROPS[name]()).train()
+    ids = torch.arange(1, 9)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)  # it has dropout
+    evaluated = model.eval()(ids).logits
     spec = gpt_nano()
-    spec.load = lambda: tf.GPT2LMHeadModel(config)
+    spec.load = lambda: model
     policy = HFPolicy(spec).load().train()
     assert torch.equal(policy(some_tokens()).logps, policy(some_tokens()).logps)
+    torch.testing.assert_close(model(ids).logits, evaluated, atol=1e-5, rtol=1e-5)
 
 
 def test_asking_for_packed_rows_where_they_do_not_work_is_an_error():

@@ -1,0 +1,189 @@
+"""Criteria, cells and pages of the paper's figures, and quick versions of their verdicts."""
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_pref.app.paper.bandits import FIGURES, spearman
+from lit_pref.app.paper.cells import cells_of, run_cells
+from lit_pref.app.paper.criteria import Check, Criterion, interval, verdict
+from lit_pref.app.paper.exact import FIGURES as EXACT
+from lit_pref.app.paper.reproduce import main, reproduce
+from lit_pref.errors import Refusal
+
+ROOT = Path(__file__).parents[2]
+CRITERIA = ROOT / "docs" / "paper" / "criteria"
+NAMES = sorted(p.stem for p in CRITERIA.glob("*.yaml"))
+
+
+def criterion(name):
+    return Criterion.read(CRITERIA / f"{name}.yaml")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cells")
+
+
+def quick(name, cache, folder):
+    return reproduce(criterion(name), out=folder, cache=cache, quick=True)
+
+
+# --------------------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [((1, 1, 1), "holds"), ((1, 1, 0), "holds_partly"), ((0, 1, 0), "holds_partly"),
+     ((0, 0, 1), "does_not_hold"), ((0, 0, 0), "does_not_hold")],
+)  # fmt: skip
+def test_verdict(values, word):
+    checks = [Check("a", "a", at_least=0.5, central=True), Check("b", "b", at_least=0.5, central=True), Check("c", "c", at_least=0.5)]
+    numbers = {k: [v] for k, v in zip("abc", values, strict=True)}
+    assert verdict(checks, numbers)[0] == word
+
+
+def test_a_check_compares_the_mean_and_never_passes_on_nan():
+    check = Check("a", "a", at_least=0.5, at_most=0.7, slack=0.1)
+    assert check.holds(0.5) and check.holds(0.7) and not check.holds(0.71) and not check.holds(0.49)
+    assert check.holds(0.41, quick=True) and not check.holds(math.nan) and not check.holds(math.inf)
+    _, (outcome,) = verdict([check], {"a": [0.3, 0.9]})
+    assert outcome.mean == pytest.approx(0.6) and outcome.holds
+
+
+def test_interval_is_students():
+    mean, low, high = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3 and high - mean == pytest.approx(2.776 * math.sqrt(2.5 / 5)) and mean - low == pytest.approx(high - mean)
+    assert interval([1.0])[1] is None and interval([1.0, math.inf])[1] is None
+
+
+def test_spearman():
+    assert spearman([1, 2, 3, 4], [9, 7, 5, 1]) == pytest.approx(-1)
+    assert spearman([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)
+    assert spearman([1, 2], [3, 3]) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_criterion_can_be_judged(name):
+    made = criterion(name)
+    assert made.checks and made.origin and any(c.central for c in made.checks)
+    assert all(c.at_least is not None or c.at_most is not None for c in made.checks)
+    if made.grid is None:
+        assert name in EXACT
+    else:
+        assert made.verdict and made.tuning and not set(made.verdict) & set(made.tuning)
+        assert (ROOT / "configs" / "experiment" / f"{made.grid['experiment']}.yaml").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "paper").glob("*.json")), ids=lambda p: p.stem)
+def test_written_verdicts_follow_from_their_criterion(path):
+    """The JSON is what the committed criterion says of its values."""
+    saved = json.loads(path.read_text())
+    made = criterion(saved["criterion"]["file"].split("/")[-1].removesuffix(".yaml"))
+    assert saved["criterion"]["sha256"] == made.digest(), "the criterion changed after the run"
+    numbers = {c["value"]: [float(v) for v in c["by_seed"]] for c in saved["checks"]}
+    assert verdict(made.checks, numbers)[0] == saved["verdict"]
+    assert saved["criterion"]["commit"], "run from an uncommitted criterion"
+    assert not set(saved["seeds"]["verdict"]) & set(made.tuning)
+    assert path.with_suffix(".md").exists() and path.with_suffix(".png").exists()
+
+
+def test_an_uncommitted_criterion_and_tuning_seeds_are_refused(tmp_path):
+    path = tmp_path / "fig12.yaml"
+    path.write_text((CRITERIA / "fig12.yaml").read_text())
+    made = Criterion.read(path)
+    assert made.commit() is None
+    with pytest.raises(Refusal, match="not committed"):
+        reproduce(made, out=tmp_path, cache=tmp_path)
+    with pytest.raises(Refusal, match="used for tuning"):
+        reproduce(made, out=tmp_path, cache=tmp_path, seeds=made.tuning, quick=True)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    assert len(made.commit()) == 40
+    path.write_text(path.read_text() + "\n")
+    assert made.commit() is None
+    overlapping = yaml.safe_load(path.read_text()) | {"seeds": {"tuning": [1], "verdict": [1, 2]}}
+    path.write_text(yaml.safe_dump(overlapping))
+    with pytest.raises(Refusal, match="both tuning and verdict"):
+        Criterion.read(path)
+
+
+# --------------------------------------------------------------------------- cells
+
+
+def test_a_grid_is_every_combination_without_what_is_skipped():
+    grid = {"experiment": "e", "axes": {"a": {"x": ["k=1"], "y": []}, "b": {1: ["j=1"], 2: ["j=2"]}}}
+    assert len(cells_of(grid, [1, 2])) == 8
+    cells = cells_of({**grid, "skip": [{"a": "y", "b": 2}]}, [7], ["z=1"])
+    assert cells[0].overrides == ("experiment=e", "k=1", "j=1", "z=1", "seed=7")
+    assert dict(cells[-1].labels) == {"a": "y", "b": "1"} and len(cells) == 3
+
+
+TINY = {"experiment": "fig12", "axes": {"method": {"ipo": ["data.reuse=3", "task.train_prompts=4", "callbacks.curve.every_n_steps=2"]}}}
+
+
+def test_finished_cells_are_not_run_again(cache, tmp_path):
+    cells = cells_of(TINY, [1])
+    first = run_cells(cells, tmp_path).runs[0]
+    assert first.columns["step"] == [0, 2, 3]
+    assert first.counters == {"steps": 3, "samples": 40, "reward_queries": 40, "eval_queries": 0}
+    (kept,) = tmp_path.glob("*/cell.json")
+    saved = json.loads(kept.read_text())
+    saved["columns"]["curve/reward"][-1] = 123.0
+    kept.write_text(json.dumps(saved))
+    assert run_cells(cells, tmp_path).at("curve/reward") == [123.0]
+    kept.unlink()  # interrupted before the end
+    again = run_cells(cells, tmp_path).runs[0]
+    assert again.columns == first.columns
+
+
+def test_the_command_lists_and_refuses(capsys, tmp_path):
+    folders = {"criteria": CRITERIA, "docs": tmp_path, "cache": tmp_path}
+    assert main(["--list"], **folders) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(NAMES)
+    assert main(["fig99"], **folders) == 2
+    assert "fig12" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- quick verdicts
+
+
+@pytest.mark.parametrize("name", ["fig02", "coverage", "lemmas", "theorem", "fig20"])
+def test_exact_figures(name, cache, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert quick(name, cache, tmp_path)["verdict"] == "holds"
+    page = (tmp_path / f"{name}.md").read_text()
+    assert "Verdict: **holds**" in page and (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def expected(name):
+    """The full verdict, where it was run: the quick version must say the same."""
+    path = ROOT / "docs" / "paper" / f"{name}.json"
+    return json.loads(path.read_text())["verdict"] if path.exists() else None
+
+
+def check_quick(name, cache, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = quick(name, cache, tmp_path)
+    full = expected(name)
+    assert full in (None, result["verdict"])
+    assert result["cost"]["runs"] > 0 and (tmp_path / f"{name}.png").exists()
+
+
+@pytest.mark.parametrize("name", ["table1", "algorithm1", "fig12"])
+def test_quick_verdicts(name, cache, tmp_path):
+    if name == "fig12":
+        check_quick(name, cache, tmp_path)
+    else:
+        assert quick(name, cache, tmp_path)["verdict"] == "holds"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"fig12"}))
+def test_quick_verdicts_of_the_other_figures(name, cache, tmp_path):
+    check_quick(name, cache, tmp_path)
