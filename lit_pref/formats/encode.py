@@ -82,7 +82,8 @@ class TextEncoder:
         self.vocabulary = len(tokenizer)
         self._ends = tuple(tokenizer.convert_ids_to_tokens(list(self.eos_ids)))
         # What calling a fast tokenizer ends in, without the third of the time that leads there.
-        plain = tokenizer.is_fast and not getattr(tokenizer, "split_special_tokens", False)
+        fast = getattr(tokenizer, "is_fast", False)
+        plain = fast and not getattr(tokenizer, "split_special_tokens", False)
         self._backend = tokenizer.backend_tokenizer if plain else None  # type: ignore[attr-defined]
         self._control = _any_of(tokenizer.all_special_tokens)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Facts", "GroupSequence", "ListedGroups", "MappedGroups", "facts_of", "prompt_key"]
 
 _BATCH = 512  # rows of a record batch
+_BATCHES_KEPT = 256  # handles of mapped batches, 10 KB each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +184,8 @@ class MappedGroups(GroupSequence):
 
     def _batch(self, number: int) -> pyarrow.RecordBatch:
         if number not in self._batches:
+            if len(self._batches) >= _BATCHES_KEPT:
+                self._batches.clear()
             self._batches[number] = self._reader.get_batch(number)
         return self._batches[number]
 

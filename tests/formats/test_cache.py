@@ -6,7 +6,15 @@ import os
 
 import pytest
 
-from lit_pref.formats import TextEncoder, cache, facts_of, fingerprint, load_groups, load_prompts
+from lit_pref.formats import (
+    TextEncoder,
+    cache,
+    facts_of,
+    fingerprint,
+    load_groups,
+    load_prompts,
+    store,
+)
 from lit_pref.testing.tokenizer import byte_tokenizer
 from lit_pref.types import Refusal
 
@@ -81,7 +89,8 @@ def test_a_store_is_a_sequence(write, load):
         items[4]
 
 
-def test_more_rows_than_a_batch(write, load):
+def test_more_rows_than_a_batch(write, load, monkeypatch):
+    monkeypatch.setattr(store, "_BATCHES_KEPT", 2)
     path = write(*({"prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(1100)))
     items = load(path).items
     assert len(items) == 1100
