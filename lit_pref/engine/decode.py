@@ -6,7 +6,7 @@ Shapes: ``R`` rows (prompts x copies), ``V`` vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,7 @@ def decode(
     end_ids: Collection[int] = (),
     temperature: float = 1.0,
     top_p: float = 1.0,
+    on_row: Callable[[int, DecodedRow], None] | None = None,
 ) -> list[DecodedRow]:
     """Sample ``copies`` responses to each prompt.
 
@@ -103,6 +104,8 @@ def decode(
         end_ids: end-of-sequence and stop tokens; the token itself is part of the response.
         temperature: see ``truncated_log_probs``.
         top_p: see ``truncated_log_probs``.
+        on_row: called with (row, its response) as soon as a row ends by an ending token, while
+            others go on.
 
     Returns:
         One ``DecodedRow`` per prompt and copy, prompt-major.
@@ -118,6 +121,8 @@ def decode(
     ends = torch.tensor(sorted(end_ids), device=device, dtype=torch.long)
     rows = torch.arange(total, device=device)
     drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    width = 0 if on_row is None else max_new_tokens
+    kept = torch.zeros(3, total, width, device=device, dtype=torch.float64)
     lengths = torch.full((total,), max_new_tokens, dtype=torch.long)
     finished = torch.full((total,), len(end_ids) == 0)
     for t in range(max_new_tokens):
@@ -128,11 +133,15 @@ def decode(
         if not plain:
             raw = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         drawn.append((rows, tokens, behaviour, raw))
+        if on_row is not None:
+            kept[:, rows, t] = torch.stack([tokens.double(), behaviour.double(), raw.double()])
         done = torch.isin(tokens, ends)
         if done.any():
             over = rows[done].cpu()
             lengths[over] = t + 1
             finished[over] = True
+            if on_row is not None:
+                _report(kept[:, :, : t + 1], over, on_row)
             alive = torch.nonzero(~done)[:, 0]
             rows, tokens = rows[alive], tokens[alive]
             if len(rows) and t + 1 < max_new_tokens:
@@ -141,6 +150,15 @@ def decode(
             break
         logits, state = policy.step(tokens, state)
     return _collect(drawn, total, lengths, finished)
+
+
+def _report(kept: Tensor, over: Tensor, on_row: Callable[[int, DecodedRow], None]) -> None:
+    """Tell of rows that have just ended; ``kept`` [3, R, t] are their tokens and log-probs."""
+    ids, behaviour, raw = kept[:, over.to(kept.device)].cpu()
+    for n, row in enumerate(over.tolist()):
+        logps = behaviour[n].tolist()
+        if all(math.isfinite(p) for p in logps):  # else _collect stops the sampling
+            on_row(row, DecodedRow(ids[n].long().tolist(), logps, raw[n].tolist(), True))
 
 
 def _collect(

@@ -102,17 +102,24 @@ class NativeSampler:
         with gathered(policy):  # once, however many steps each process decodes
             for start in range(0, len(order), chunk):
                 part = order[start : start + chunk]
-                rows: list[list[DecodedRow]] = [[] for _ in part]
+                rows: list[dict[int, DecodedRow]] = [{} for _ in part]
+
+                def finished(n: int, copy: int, row: DecodedRow) -> None:
+                    mine, i = rows[n], part[n]  # noqa: B023  (called within this turn alone)
+                    mine[copy] = row
+                    if len(mine) == responses:
+                        inside = [mine[k] for k in range(responses)]
+                        by_place[i] = self._group(prompts[i], inside, end_ids, text)
+                        if on_group is not None:
+                            on_group(i, by_place[i])
+
                 for first in range(0, responses, self.max_rows):  # one prompt may have more
                     copies = range(first, min(first + self.max_rows, responses))
                     keys = [(*key, prompts[i].id, occurrences[i], k) for i in part for k in copies]
-                    decoded = self._decode(policy, [prompts[i].ids for i in part], keys, end_ids)
-                    for n, mine in enumerate(rows):
-                        mine += decoded[n * len(copies) : (n + 1) * len(copies)]
-                for i, mine in zip(part, rows, strict=True):
-                    by_place[i] = self._group(prompts[i], mine, end_ids, text)
-                    if on_group is not None:
-                        on_group(i, by_place[i])
+                    self._decode(
+                        policy, [prompts[i].ids for i in part], keys, copies, end_ids, finished,
+                        early=on_group is not None,
+                    )  # fmt: skip
         return [by_place[i] for i in range(len(prompts))]
 
     def _decode(
@@ -120,19 +127,34 @@ class NativeSampler:
         policy: Policy,
         prompts: Sequence[Sequence[int]],
         keys: Sequence[tuple[int | str, ...]],
+        copies: range,
         end_ids: Collection[int],
-    ) -> list[DecodedRow]:
-        """One row per key, prompt-major."""
-        return decode(
+        finished: Callable[[int, int, DecodedRow], None],
+        *,
+        early: bool,
+    ) -> None:
+        """Tell ``finished`` of one row per key: (prompt, copy, row); at the end if not early."""
+        told: set[int] = set()
+
+        def tell(index: int, row: DecodedRow) -> None:
+            told.add(index)
+            n, k = divmod(index, len(copies))
+            finished(n, copies[k], row)
+
+        decoded = decode(
             policy,
             prompts,
-            copies=len(keys) // len(prompts),
+            copies=len(copies),
             uniforms=uniforms(keys, self.max_new_tokens),
             max_new_tokens=self.max_new_tokens,
             end_ids={*end_ids, *self.stop_ids},
             temperature=self.temperature,
             top_p=self.top_p,
+            on_row=tell if early else None,
         )
+        for index, row in enumerate(decoded):
+            if index not in told:
+                tell(index, row)
 
     def _group(
         self,

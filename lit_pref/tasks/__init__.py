@@ -3,6 +3,7 @@
 from lit_pref.tasks.base import Task
 from lit_pref.tasks.gold_reward import GoldReward, GoldRewardTask
 from lit_pref.tasks.lengths import LengthReward, LengthTask
+from lit_pref.tasks.shipped import ShippedText
 from lit_pref.tasks.text import TextTask
 from lit_pref.tasks.token_bandit import TokenBandit
 from lit_pref.tasks.words import WordStart, WordTask
@@ -12,6 +13,7 @@ __all__ = [
     "GoldRewardTask",
     "LengthReward",
     "LengthTask",
+    "ShippedText",
     "Task",
     "TextTask",
     "TokenBandit",

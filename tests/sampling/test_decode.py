@@ -399,3 +399,38 @@ def test_groups_arrive_while_others_are_sampled(model):
 def test_settings_out_of_range_are_refused(options, words):
     with pytest.raises(Refusal, match=words):
         NativeSampler(**options)
+
+
+def test_groups_are_told_of_as_soon_as_their_rows_have_ended():
+    """Not at the end of the chunk: so that they are scored while others are still decoded."""
+    policy = WatchedPolicy(TablePolicy(TABLE))
+    sampler = NativeSampler(max_new_tokens=12, max_rows=64)
+    prompts = [Prompt(id=n, text="", ids=[n % 5]) for n in range(16)]
+    wanted = {"key": (0, "t"), "occurrences": [0] * 16, "responses": 3, "end_ids": (4,)}
+    told = []
+    groups = sampler.sample(
+        policy, prompts, **wanted, on_group=lambda n, group: told.append((n, group, len(policy.rows)))
+    )
+    assert sorted(n for n, _, _ in told) == list(range(16))
+    for n, group, steps in told:
+        assert group is groups[n]
+        longest = max(len(r.ids) for r in group.responses)
+        if all(r.finished for r in group.responses):
+            assert steps == longest - 1  # steps after the prefill: not one more was decoded
+    assert len({steps for _, _, steps in told}) > 3
+    plain = sampler.sample(TablePolicy(TABLE), prompts, **wanted)
+    assert [[r.to_json() for r in g.responses] for g in groups] == [
+        [r.to_json() for r in g.responses] for g in plain
+    ]
+
+
+def test_told_groups_of_prompts_with_more_responses_than_rows():
+    sampler = NativeSampler(max_new_tokens=6, max_rows=4)
+    prompts = [Prompt(id=n, text="", ids=[n]) for n in range(3)]
+    wanted = {"key": (1, "t"), "occurrences": [0] * 3, "responses": 7, "end_ids": (4,)}
+    told = {}
+    groups = sampler.sample(TablePolicy(TABLE), prompts, **wanted, on_group=told.__setitem__)
+    assert [told[n] for n in range(3)] == groups
+    assert all(len(g.responses) == 7 for g in groups)
+    plain = NativeSampler(max_new_tokens=6).sample(TablePolicy(TABLE), prompts, **wanted)
+    assert [[r.ids for r in g.responses] for g in groups] == [[r.ids for r in g.responses] for g in plain]
