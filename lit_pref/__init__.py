@@ -65,7 +65,7 @@ _HOME = {
     "AgainstReference": "callbacks",
     "Alarms": "callbacks",
     "GradientParts": "callbacks",
-    "Probe": "callbacks",
+    "PairProbe": "callbacks",
     "SampleStatistics": "callbacks",
     "TextTask": "tasks",
     "TokenBandit": "tasks",

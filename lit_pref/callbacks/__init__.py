@@ -9,7 +9,7 @@ from lit_pref.callbacks.gradient_parts import GradientParts
 from lit_pref.callbacks.memory import ReturnFreedMemory
 from lit_pref.callbacks.metrics_csv import MetricsCSV
 from lit_pref.callbacks.occasion import Instrument, Occasion
-from lit_pref.callbacks.probe import Probe
+from lit_pref.callbacks.pair_probe import PairProbe
 from lit_pref.callbacks.progress import RunProgress
 from lit_pref.callbacks.run_files import RunFiles
 from lit_pref.callbacks.sample_statistics import SampleStatistics
@@ -25,7 +25,7 @@ __all__ = [
     "Instrument",
     "MetricsCSV",
     "Occasion",
-    "Probe",
+    "PairProbe",
     "ReturnFreedMemory",
     "RunFiles",
     "RunProgress",

@@ -73,7 +73,7 @@ class AgainstReference(L.Callback):
     def measure(self, occasion: Occasion) -> dict[str, float]:
         """See ``callbacks.occasion.Instrument``."""
         measured = occasion.measured
-        if measured is None or not occasion.has_reference:
+        if measured is None or not occasion.reference_samples_too:
             return {}
         theirs = occasion.reference_samples(self.responses)
         out = {}

@@ -86,6 +86,11 @@ class Occasion:
         """Whether there is a reference to compare with."""
         return self.module.reference is not None
 
+    @property
+    def reference_samples_too(self) -> bool:
+        """Whether there is a reference that can be sampled from; a closed form may only score."""
+        return self.has_reference and callable(getattr(self.model("reference"), "prefill", None))
+
     def model(self, which: str) -> Any:
         """The network that samples, by name (``"policy"``, ``"reference"``)."""
         if which == "policy":

@@ -300,7 +300,7 @@ GLOSSARY: dict[str, Entry] = {
     "probe/chosen_fell": Entry("share of pairs whose chosen response is less likely than before",
                                "share", "below 0.5", "see probe/chosen_change"),
     "probe/coverage": Entry("share of chosen responses with a log-prob per token of at least the "
-                            "floor (callbacks.probe.floor)", "share", "not falling",
+                            "floor (callbacks.pair_probe.floor)", "share", "not falling",
                             "the policy moves away from the data; use data=onpolicy or a "
                             "larger beta"),
     "probe/samples_change": Entry("log-prob of the policy's own samples to the probe's prompts "

@@ -47,13 +47,19 @@ def tiles(run: RunRecord) -> str:
     final = _value(run, "reward_final", "val/reward", -1)
     kl = _value(run, "kl_final", "val/kl", -1)
     rounds = run.summary.get("rounds")
-    head = _tile("True reward on validation prompts", _change(start, final), wide=True)
+    heads = [
+        _tile("True reward on validation prompts", _change(start, final), wide=True),
+        _tile("KL to the initial policy", number(kl), "nats per response"),
+    ]
     if measures_accuracy(run.summary):
         ends = (run.summary.get("accuracy_start"), run.summary["accuracy_final"])
-        head = _tile("Accuracy on held-out pairs", _change(*ends), wide=True)
+        loss = _value(run, "", "val/loss", -1)
+        heads = [
+            _tile("Accuracy on held-out pairs", _change(*ends), wide=True),
+            _tile("Loss on held-out pairs", number(loss), "nats per pair"),
+        ]
     cells = [
-        head,
-        _tile("KL to the initial policy", number(kl), "nats per response"),
+        *heads,
         _tile("Optimizer steps", number(_value(run, "steps", "step", -1))),
         _tile("Rounds", number(_last_round(run) if rounds is None else rounds)),
         _tile("Passes", number(run.summary.get("passes"))),
@@ -112,6 +118,8 @@ def _real(value: Any) -> bool:
 def samples(run: RunRecord) -> str:
     """The matched prompts, each with its first response before and after."""
     pairs, source = run.samples.pairs, escape(run.samples.source)
+    if not pairs and measures_accuracy(run.summary):  # it samples nothing
+        return ""
     if not pairs:
         why = "No prompt has samples from before and after training; see the notes at the top."
         return f'<section><div class="head"><h2>Before and after</h2><p>{why}</p></div></section>'

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from lit_pref.report.samples import Comparison, compare
+from lit_pref.report.table import measures_accuracy
 from lit_pref.types import Refusal
 
 __all__ = ["MetricsTable", "RunRecord", "read_metrics", "read_run"]
@@ -127,7 +128,8 @@ def read_run(run_dir: str | Path, *, prompts: int = 10) -> RunRecord:
     run.environment = _json_object(path / "environment.json", run.problems)
     run.summary = _json_object(path / "summary.json", run.problems)
     run.metrics = read_metrics(path / "metrics.csv", problems=run.problems)
-    run.samples = compare(path, prompts=prompts, problems=run.problems)
+    if not measures_accuracy(run.summary):  # a reward model samples nothing
+        run.samples = compare(path, prompts=prompts, problems=run.problems)
     return run
 
 

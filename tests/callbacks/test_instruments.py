@@ -11,10 +11,10 @@ from lit_pref.callbacks import (
     Evaluation,
     GradientParts,
     Occasion,
-    Probe,
+    PairProbe,
     SampleStatistics,
 )
-from lit_pref.callbacks.probe import best_and_worst
+from lit_pref.callbacks.pair_probe import best_and_worst
 from lit_pref.data import OfflineDataModule
 from lit_pref.functional.instruments import enumerate_responses
 from lit_pref.objectives import DPO, KTO, PPO, RewardModel, SimPO
@@ -25,7 +25,7 @@ def everything():
     return [
         Evaluation(every_n_rounds=1, responses=2),
         SampleStatistics(distinct=[1, 2], entropy="distribution"),
-        Probe(source="sampled", own=3),
+        PairProbe(source="sampled", own=3),
         AgainstReference(responses=3),
         GradientParts(every_n_steps=2),
     ]
@@ -99,7 +99,7 @@ def test_entropy_of_whole_distributions(fit):
 
 
 def test_the_probe_compares_with_the_reference_before_training(fit):
-    probe = Probe(source="sampled", own=3, floor=-1.0)
+    probe = PairProbe(source="sampled", own=3, floor=-1.0)
     done = fit(DPO(policy(), reference=Reference()), [Evaluation(), probe])
     pairs = probe.groups
     assert 1 <= len(pairs) <= 4
@@ -125,7 +125,9 @@ def test_the_probe_compares_with_the_reference_before_training(fit):
 
 
 def test_where_the_mass_went_is_the_greedy_continuation_too(fit):
-    done = fit(DPO(policy(), reference=Reference()), [Evaluation(), Probe(source="sampled", own=9)])
+    done = fit(
+        DPO(policy(), reference=Reference()), [Evaluation(), PairProbe(source="sampled", own=9)]
+    )
     module = done.module
     best = []
     for group in done.trainer.callbacks[2].groups:
@@ -151,15 +153,42 @@ def test_without_a_reference_the_probe_compares_with_the_start(fit):
     assert "val/win_rate" not in done.rows[0]
 
 
+class ScoresOnly:
+    """A reference in closed form: it cannot be sampled from."""
+
+    fingerprint = "closed"
+
+    def __init__(self):
+        self.inner = Reference()
+
+    def prepare(self, policy):
+        self.inner.prepare(policy)
+
+    def to(self, device):
+        self.inner.to(device)
+
+    def token_logps(self, tokens, *, stats=()):
+        return self.inner.token_logps(tokens, stats=stats)
+
+    def advance(self, policy, round):
+        pass
+
+
+def test_a_reference_that_only_scores_has_no_win_rate(fit):
+    done = fit(DPO(policy(), reference=ScoresOnly()), everything())
+    assert values(done.rows, "val/forward_kl") and values(done.rows, "probe/greedy_change")
+    assert "val/win_rate" not in done.rows[0]
+
+
 def test_stored_pairs_cost_no_query(fit):
     sizes = {"data": OfflineDataModule, "prompts_per_round": "all", "batch_size": 3}
-    done = fit(DPO(policy(), reference=Reference()), [Evaluation(), Probe()], **sizes)
+    done = fit(DPO(policy(), reference=Reference()), [Evaluation(), PairProbe()], **sizes)
     assert values(done.rows, "probe/chosen_change")
     assert done.data.counters["eval_queries"] == 4 * len(values(done.rows, "val/reward"))
 
 
 def test_nothing_is_probed_without_stored_pairs(fit):
-    done = fit(DPO(policy(), reference=Reference()), [Evaluation(), Probe()])
+    done = fit(DPO(policy(), reference=Reference()), [Evaluation(), PairProbe()])
     assert not any(name.startswith("probe/") for name in done.rows[0])
 
 
@@ -267,9 +296,9 @@ def test_a_reward_model_is_left_alone(fit):
     [
         (lambda: SampleStatistics(distinct=[7]), "distinct takes numbers"),
         (lambda: SampleStatistics(entropy="x"), "sampled or distribution"),
-        (lambda: Probe(source="x"), "stored or sampled"),
-        (lambda: Probe(pairs=0), "at least 1"),
-        (lambda: Probe(floor=1.0), "below 0"),
+        (lambda: PairProbe(source="x"), "stored or sampled"),
+        (lambda: PairProbe(pairs=0), "at least 1"),
+        (lambda: PairProbe(floor=1.0), "below 0"),
         (lambda: AgainstReference(responses=0), "at least 1"),
         (lambda: GradientParts(every_n_steps=0), "at least 1"),
     ],

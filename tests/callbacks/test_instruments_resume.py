@@ -13,7 +13,7 @@ from lit_pref.callbacks import (
     Checkpoints,
     Evaluation,
     GradientParts,
-    Probe,
+    PairProbe,
 )
 from lit_pref.callbacks import SampleStatistics as Statistics
 from lit_pref.objectives import DPO
@@ -23,7 +23,7 @@ def everything():
     return [
         Evaluation(every_n_rounds=1, responses=2),
         Statistics(entropy="distribution", exact_limit=0),
-        Probe(source="sampled", own=2),
+        PairProbe(source="sampled", own=2),
         AgainstReference(responses=2),
         GradientParts(every_n_steps=2),
         Alarms(patience=1),

@@ -409,6 +409,8 @@ def test_accuracy_of_a_reward_model_is_drawn_and_leads_the_page(tmp_path):
     assert "Accuracy on held-out pairs" in text and "True reward" not in text.split("Curves")[0]
     assert "0.500 -> 0.750  (+0.250)  of the held-out pairs" in final_table(summary)
     assert "KL" not in final_table(summary)
+    assert "KL to the initial policy" not in text and "Loss on held-out pairs" in text
+    assert "validation.jsonl" not in text and "Before and after" not in text
 
 
 def test_intervals_are_bands_and_instruments_have_charts(tmp_path):

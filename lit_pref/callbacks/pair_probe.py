@@ -14,12 +14,12 @@ from lit_pref.functional.pairing import order_scores
 from lit_pref.metrics.instruments import Coverage, Displacement
 from lit_pref.types import Group, Refusal
 
-__all__ = ["Probe", "best_and_worst"]
+__all__ = ["PairProbe", "best_and_worst"]
 
 log = logging.getLogger(__name__)
 
 
-class Probe(L.Callback):
+class PairProbe(L.Callback):
     """Follows the log-probs of fixed pairs, and where the mass went instead.
 
     ``probe/chosen_change`` and ``probe/rejected_change`` are log-probs now minus those under the
@@ -50,14 +50,14 @@ class Probe(L.Callback):
         floor: float = -5.0,
     ) -> None:
         if source not in ("stored", "sampled"):
-            raise Refusal(f"callbacks.probe.source must be stored or sampled, got {source!r}")
+            raise Refusal(f"callbacks.pair_probe.source must be stored or sampled, got {source!r}")
         if pairs < 1 or own < 0 or responses < 2:
             raise Refusal(
-                "callbacks.probe needs pairs of at least 1, own of at least 0 and responses of at "
-                f"least 2, got {pairs}, {own} and {responses}"
+                "callbacks.pair_probe needs pairs of at least 1, own of at least 0 and responses "
+                f"of at least 2, got {pairs}, {own} and {responses}"
             )
         if not floor < 0:
-            raise Refusal(f"callbacks.probe.floor is a log-prob below 0, got {floor}")
+            raise Refusal(f"callbacks.pair_probe.floor is a log-prob below 0, got {floor}")
         self.source, self.pairs, self.responses = source, pairs, responses
         self.own, self.floor = own, floor
         self.groups: list[Group] | None = None
@@ -96,7 +96,7 @@ class Probe(L.Callback):
             return []
         self._sampled = True
         groups = occasion.sample(
-            "reference" if occasion.has_reference else "policy",
+            "reference" if occasion.reference_samples_too else "policy",
             data.validation_prompts,
             key=("probe", "pairs"),
             responses=self.responses,
