@@ -49,7 +49,9 @@ def run_job(cfg: DictConfig, folder: Path, *, resume: bool = False) -> Outcome:
             outcome = run_processes(cfg, folder, count, resume=resume)
             correct_summary(cfg, folder, outcome, began)
         else:
-            outcome = _ended(partial(_train, cfg, folder, resume=resume), cfg, folder, resume=resume)
+            outcome = _ended(
+                partial(_train, cfg, folder, resume=resume), cfg, folder, resume=resume
+            )
     if is_main() and started_by() != "lit_pref":  # for those, run_processes' caller speaks
         _say(outcome, folder)
     return outcome

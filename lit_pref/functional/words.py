@@ -53,9 +53,7 @@ TOPICS = 6
 _FIRST = len(_SPECIAL)
 
 
-def length_probs(
-    *, mode: float = TYPICAL, sigma: float = SPREAD, longest: int = LONGEST
-) -> Tensor:
+def length_probs(*, mode: float = TYPICAL, sigma: float = SPREAD, longest: int = LONGEST) -> Tensor:
     """A log-normal distribution cut into whole numbers of tokens.
 
     ``p(l)`` is proportional to ``F(l + 1/2) - F(l - 1/2)`` for l = 1 .. L, with F the

@@ -1,4 +1,4 @@
-"""What the length tasks and gold_reward share: prompts, the corpus, preference pairs from a file."""
+"""What the length tasks and gold_reward share: prompts, the corpus, pairs from a file."""
 
 from __future__ import annotations
 

@@ -32,6 +32,10 @@ def test_a_part_of_tokens_keeps_the_prompts_it_needs():
 
 def test_a_stream_is_its_permutations_one_after_the_other():
     stream = [stream_position(5, i, 3, "rows") for i in range(12)]
-    whole = [*permutation(5, 3, "rows", 0), *permutation(5, 3, "rows", 1), *permutation(5, 3, "rows", 2)]
+    whole = [
+        *permutation(5, 3, "rows", 0),
+        *permutation(5, 3, "rows", 1),
+        *permutation(5, 3, "rows", 2),
+    ]
     assert [item for item, _ in stream] == whole[:12]
     assert [number for _, number in stream] == [0] * 5 + [1] * 5 + [2] * 2
