@@ -18,7 +18,8 @@ _HELP = """lit-pref export: write the policy of a run as a Hugging Face folder
 Usage: lit-pref export RUN_DIR|CHECKPOINT_FILE [checkpoint=last|best|FILE] [output=FOLDER]
        (or: python -m lit_pref.app.export ...)
 
-The folder loads with AutoModelForCausalLM.from_pretrained, tokenizer included.
+The folder loads with AutoModelForCausalLM.from_pretrained, tokenizer included; that of a reward
+model with AutoModelForSequenceClassification (or reward=learned reward.path=FOLDER).
 
 Examples:
   lit-pref export runs/2026-01-31/12-00-00_dpo_onpolicy output=my_model
@@ -44,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_codes():
         source, output = _parse(arguments)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-        from lit_pref.app.policy import export_policy
+        from lit_pref.app.export_job import export_run
 
-        print(export_policy(source, output))
+        print(export_run(source, output))
 
 
 def _parse(arguments: list[str]) -> tuple[Source, Path]:

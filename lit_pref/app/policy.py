@@ -10,10 +10,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.utils import get_object
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from lit_pref.app.build import lora_of, make, make_reward, task_and_policy
+from lit_pref.app.build import make_reward, task_and_policy
 from lit_pref.app.prepare import plan, prepare
 from lit_pref.app.request import Request, Source
 from lit_pref.callbacks import newest_checkpoint
@@ -27,11 +28,13 @@ from lit_pref.types import Forward, Policy, Refusal
 
 __all__ = [
     "PolicyWork",
-    "export_policy",
     "load_weights",
     "policy_of",
     "reference_of",
+    "checkpoint_file",
+    "checkpoint_state",
     "reward_of",
+    "trains_policy",
     "work_on",
 ]
 
@@ -42,9 +45,25 @@ def policy_of(request: Request) -> tuple[Task, HFPolicy]:
     """The task and the policy before any training of the run; its weights are loaded later.
 
     Runs that the task needs are made first, where they are not there.
+
+    Raises:
+        Refusal: the run trains no policy.
     """
+    run = request.source.run
+    if run is not None and not trains_policy(OmegaConf.load(run / "config.yaml")):
+        raise Refusal(
+            f"{run} trains a reward model, and no policy that could respond. Its accuracy on "
+            f"held-out pairs is in {run / 'summary.json'}; use it as a reward with reward=learned "
+            f"reward.path={run}, or write its folder with lit-pref export {run}"
+        )
     prepare(plan(request.cfg))
     return task_and_policy(request.cfg, initialise=request.source.folder is None)
+
+
+def trains_policy(cfg: Any) -> bool:
+    """Whether a run's objective trains a policy; reward models train a score."""
+    target = OmegaConf.select(cfg, "objective._target_")
+    return target is None or get_object(target).needs.policy
 
 
 def reward_of(cfg: DictConfig, task: Task, *, prefer_true: bool, measure: bool = False) -> Any:
@@ -89,12 +108,13 @@ def load_weights(policy: HFPolicy, source: Source) -> dict[str, Any]:
     """
     if source.run is None:
         return {"checkpoint": None, "step": None}
-    path = _checkpoint_file(source.run, source.checkpoint or "last")
+    path = checkpoint_file(source.run, source.checkpoint or "last")
     if path.is_dir():
         weights, step = _folder_weights(path), None
         target: Any = policy.load_whole_state
     else:
-        weights, step = _checkpoint_weights(path)
+        state, step = checkpoint_state(path)
+        weights = {k.removeprefix("policy."): v for k, v in state.items() if k[:7] == "policy."}
         target = policy.load_state_dict
     try:
         target(weights)
@@ -108,7 +128,12 @@ def load_weights(policy: HFPolicy, source: Source) -> dict[str, Any]:
     return {"checkpoint": str(path), "step": step}
 
 
-def _checkpoint_file(run: Path, which: str) -> Path:
+def checkpoint_file(run: Path, which: str) -> Path:
+    """Where the weights of a run are that ``checkpoint=...`` means.
+
+    Raises:
+        Refusal: there are none.
+    """
     folder, export = run / "checkpoints", run / "export"
     if which == "last":
         newest = newest_checkpoint(folder)
@@ -130,17 +155,20 @@ def _checkpoint_file(run: Path, which: str) -> Path:
     return path
 
 
-def _checkpoint_weights(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
+def checkpoint_state(path: Path) -> tuple[dict[str, torch.Tensor], int | None]:
+    """The weights of the whole objective in a checkpoint, and its step.
+
+    Raises:
+        Refusal: it cannot be read.
+    """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        state = saved["state_dict"]
+        return saved["state_dict"], saved.get("global_step")
     except Exception as error:  # any kind of damage
         raise Refusal(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error}); try "
             "checkpoint=best or checkpoint=export"
         ) from error
-    mine = {k.removeprefix("policy."): v for k, v in state.items() if k.startswith("policy.")}
-    return mine, saved.get("global_step")
 
 
 def _folder_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -261,37 +289,3 @@ def work_on(cfg: DictConfig, module: PolicyWork) -> Any:
     if module.stopped:
         raise KeyboardInterrupt
     return module.result
-
-
-# --------------------------------------------------------------------------- export
-
-
-def export_policy(source: Source, output: Path) -> Path:
-    """Write the weights of a run as a Hugging Face folder, whole or not at all.
-
-    Args:
-        source: a run, and which of its checkpoints.
-        output: a folder that is new or empty.
-    """
-    assert source.run is not None
-    cfg = OmegaConf.load(source.run / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    if lora_of(cfg.model) is None:
-        # Every weight comes from the checkpoint: the task's files and start are not needed.
-        policy = HFPolicy(make(cfg.model), path="padded").load()
-    else:  # adapters belong to the policy as it was before training
-        policy = task_and_policy(cfg)[1].load()
-    load_weights(policy, source)
-    part = output.with_name(output.name + ".part")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with no_progress_bars():
-            policy.save_pretrained(str(part))
-        if output.exists():
-            output.rmdir()
-        part.rename(output)
-    except OSError as error:
-        raise Refusal(
-            f"{output} cannot be written ({error}); choose another folder with output=FOLDER"
-        ) from error
-    return output

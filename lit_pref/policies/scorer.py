@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.policies.heads import ScalarHead
+from lit_pref.policies.pretrained import no_progress_bars
 from lit_pref.types import Refusal
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def load_scorer(folder: str | Path) -> Scorer:
     beside = folder / HEAD_FILE
     try:
         kind = AutoModelForCausalLM if beside.exists() else AutoModelForSequenceClassification
-        model = kind.from_pretrained(folder, **options)
+        with no_progress_bars():
+            model = kind.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         raise Refusal(f"{folder} cannot be read as a reward model: {error}") from error
     if beside.exists():

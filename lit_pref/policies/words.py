@@ -47,7 +47,7 @@ def word_nano(
     context_length: int = 56,
     seed: int = 0,
 ) -> ModelSpec:
-    """A GPT-2 for the length tasks: 107,904 parameters with the defaults, no dropout.
+    """A GPT-2 for the length tasks: 107,776 parameters with the defaults, no dropout.
 
     Args:
         path: a folder with its trained weights (``export/`` of a run), whose sizes are then
@@ -79,7 +79,6 @@ def word_nano(
         n_head=heads,
         activation_function="gelu_new",
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,  # a pad token would make GPT-2 warn of packed rows
     )
     return random_model("word_nano", config, seed=seed, tokenizer=tokenizer)

@@ -94,3 +94,46 @@ def test_report_writes_the_page_again(bandit_run, command):
     assert code == 2 and "expected at least one run directory" in err
     code, _, err = command("report", "nothing_here")
     assert code == 2 and err.startswith("Refused:")
+
+
+@pytest.fixture(scope="session")
+def reward_run(tmp_path_factory, session_cache):
+    from omegaconf import OmegaConf
+
+    from lit_pref.app.preflight import compose_config, composing
+    from lit_pref.app.run import run_job
+
+    folder = tmp_path_factory.mktemp("rewards") / "model"
+    with composing():
+        cfg = compose_config(
+            [
+                "objective=reward_model",
+                "data=offline",
+                "callbacks=minimal",
+                "data.reuse=2",
+                f"paths.run_dir={folder}",
+            ]
+        )
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    assert run_job(cfg, folder).status == "finished"
+    return folder
+
+
+def test_a_reward_model_is_exported_with_its_head(reward_run, tmp_path, command):
+    from safetensors.torch import load_file
+
+    code, _out, err = command("export", reward_run, f"output={tmp_path}/m")
+    assert code == 0, err
+    own, mine = (
+        load_file(f / "model.safetensors") for f in (reward_run / "export", tmp_path / "m")
+    )
+    assert "score.weight" in mine and mine.keys() == own.keys()
+    assert all(torch.equal(own[k], mine[k]) for k in own)
+    code, _, err = command("export", reward_run, "checkpoint=export", f"output={tmp_path}/n")
+    assert code == 2 and "copy the folder" in err
+
+
+@pytest.mark.parametrize("name", ["evaluate", "generate"])
+def test_a_reward_model_does_not_respond(reward_run, tmp_path, command, name):
+    code, _, err = command(name, reward_run, f"output={tmp_path}/out")
+    assert code == 2 and "trains a reward model, and no policy" in err
