@@ -1,7 +1,7 @@
 """Print a command of the README, so that what is tested is what is documented.
 
-    python scripts/readme_command.py train     # the command that installs and trains
-    python scripts/readme_command.py test      # the command that installs and tests
+python scripts/readme_command.py train     # the command that installs and trains
+python scripts/readme_command.py test      # the command that installs and tests
 """
 
 import re

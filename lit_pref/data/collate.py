@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from lit_pref.functional.partition import balanced
 from lit_pref.types import Batch, FlatTokens, Round, View
 
 __all__ = ["RoundTensors", "sampled_logps"]
@@ -69,6 +70,14 @@ class RoundTensors:
         place = {i: n for n, i in enumerate(order)}
         local = [place[i] for i in self._responses(mine)]
         return replace(whole, tokens=tokens, notes=notes, view=view, whole=whole, local=local)
+
+    def share(self, groups: Sequence[int], rank: int, world: int) -> list[int]:
+        """The groups of a batch that one process trains on: nearly the same tokens for each."""
+        if world == 1:
+            return list(groups)
+        prompts, lengths = self.tokens.prompt_lengths, self.tokens.lengths
+        sizes = [prompts[g] + sum(lengths[i] for i in self.of_group[g]) for g in groups]
+        return [groups[n] for n in balanced(sizes, world)[rank]]
 
     def _responses(self, groups: Sequence[int]) -> list[int]:
         return sorted(i for g in groups for i in self.of_group[g])
