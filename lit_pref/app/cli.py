@@ -14,12 +14,13 @@ _HELP = """lit-pref: preference fine-tuning for PyTorch Lightning and Hydra
   lit-pref generate RUN_DIR|MODEL_FOLDER [key=value ...] respond to prompts: samples.jsonl
   lit-pref export RUN_DIR [output=FOLDER]                a run's weights as a Hugging Face folder
   lit-pref report RUN_DIR|SWEEP_DIR                      write its report.html again
+  lit-pref bench [group=option ...] [key=value ...]      speed and memory of a run
   lit-pref objectives                                    the table of objectives
 
 Each has --help with examples.
 """
 
-_COMMANDS = ("train", "evaluate", "generate", "export", "report", "objectives")
+_COMMANDS = ("train", "evaluate", "generate", "export", "report", "bench", "objectives")
 
 
 def main() -> None:
