@@ -15,12 +15,15 @@ _HELP = """lit-pref: preference fine-tuning for PyTorch Lightning and Hydra
   lit-pref export RUN_DIR [output=FOLDER]                a run's weights as a Hugging Face folder
   lit-pref report RUN_DIR|SWEEP_DIR                      write its report.html again
   lit-pref inspect FILE [key=value ...]                  what training would see of a file
+  lit-pref bench [group=option ...] [key=value ...]      speed and memory of a run
   lit-pref objectives                                    the table of objectives
 
 Each has --help with examples.
 """
 
-_COMMANDS = ("train", "evaluate", "generate", "export", "report", "inspect", "objectives")
+_COMMANDS = (
+    "train", "evaluate", "generate", "export", "report", "inspect", "bench", "objectives",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lit_pref.app.build import build, trainer_of
@@ -23,6 +24,7 @@ from lit_pref.app.processes import is_main, started_by
 from lit_pref.app.record import Summary, correct_summary, write_config
 from lit_pref.callbacks import Checkpoints, Evaluation, WholeFileIO, newest_checkpoint
 from lit_pref.callbacks.signals import Interrupted, StopSignals, ignore_signals, terminable
+from lit_pref.engine.allocator import keep_freed_memory
 from lit_pref.policies.sharding import is_sharded
 from lit_pref.report import write_report
 from lit_pref.types import Refusal
@@ -125,6 +127,8 @@ def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> 
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, in every loop
     for name in ("lightning.pytorch", "lightning.fabric"):  # their notes are about other loops
         logging.getLogger(name).setLevel(logging.WARNING)
+    if str(cfg.trainer.accelerator) == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
     L.seed_everything(cfg.seed, workers=False, verbose=False)
     parts = build(cfg)
     checkpoints = Checkpoints(folder / "checkpoints", **cfg.checkpoint)

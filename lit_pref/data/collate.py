@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lit_pref.functional.partition import balanced
 from lit_pref.types import Batch, FlatTokens, Round, View
 
 __all__ = ["AGE_BUCKETS", "RoundTensors", "sampled_logps"]
@@ -94,6 +95,14 @@ class RoundTensors:
             inside = [a for a in ages.values() if a >= low and (high is None or a < high)]
             info[name] = len(inside) / count
         return info
+
+    def share(self, groups: Sequence[int], rank: int, world: int) -> list[int]:
+        """The groups of a batch that one process trains on: nearly the same tokens for each."""
+        if world == 1:
+            return list(groups)
+        prompts, lengths = self.tokens.prompt_lengths, self.tokens.lengths
+        sizes = [prompts[g] + sum(lengths[i] for i in self.of_group[g]) for g in groups]
+        return [groups[n] for n in balanced(sizes, world)[rank]]
 
     def _too_old(self, age: int) -> bool:
         return self.max_age is not None and age > self.max_age

@@ -359,7 +359,7 @@ class RoundDataModule(L.LightningDataModule):
         steps = (index * self.reuse + self._pass) * self.batches_per_pass + position
         return self._tensors.batch(
             groups,
-            mine=groups[rank::world],
+            mine=self._tensors.share(groups, rank, world),
             version=steps,
             uses=self._pass,
             micro_batch_tokens=self.micro_batch_tokens,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_pref.engine.head import head_stats, logit_stats
 from lit_pref.engine.layout import PackedLayout, PaddedLayout, pack, pad, prefer_packed
+from lit_pref.functional.partition import fitting
 from lit_pref.types import FlatTokens, Refusal, TokenStats
 
 __all__ = ["STATS", "Path", "hf_token_stats", "micro_batches", "packed_inputs"]
@@ -143,7 +144,9 @@ def _with_stats(logits: Tensor, targets: Tensor, wanted: set[str]) -> TokenStats
 def micro_batches(
     tokens: FlatTokens, budget: int | None, *, whole_prompts: bool = True
 ) -> Iterator[list[int]]:
-    """Cut responses into micro-batches of at most ``budget`` tokens, longest first.
+    """Cut responses into micro-batches of at most ``budget`` tokens and nearly equal work.
+
+    The largest comes first: memory that does not suffice shows at once.
 
     Args:
         tokens: the batch.
@@ -161,14 +164,8 @@ def micro_batches(
         if everything:
             yield everything
         return
-    bins: list[tuple[list[int], int]] = []
-    for unit, size in sorted(units, key=lambda u: -u[1]):
-        if bins and bins[-1][1] + size <= budget:
-            bins[-1] = (bins[-1][0] + unit, bins[-1][1] + size)
-        else:
-            bins.append((list(unit), size))
-    for unit, _ in bins:
-        yield sorted(unit)
+    for part in fitting([size for _, size in units], budget):
+        yield sorted(i for n in part for i in units[n][0])
 
 
 def _units(tokens: FlatTokens, whole_prompts: bool) -> Sequence[tuple[list[int], int]]:
