@@ -56,7 +56,10 @@ class StoredGroups:
 
     @cached_property
     def facts(self) -> Facts:
-        """One pass over the set."""
+        """From the set itself where it knows (``facts()``), else one pass over it."""
+        known = getattr(self.groups, "facts", None)
+        if known is not None:
+            return known()
         least, unscored, unknown = 2**62, None, None
         for group in self.groups or ():
             least = min(least, len(group.responses))
@@ -80,9 +83,14 @@ class StoredGroups:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Row ids, and a digest of what they hold; whole groups only where no file has them."""
-        state: dict[str, Any] = {"rows": list(rows), "digest": _digest(self.take(rows))}
+    def state(self, rows: Sequence[int], groups: Sequence[Group]) -> dict[str, Any]:
+        """Row ids, and a digest of what they hold; whole groups only where no file has them.
+
+        Args:
+            rows: of a round.
+            groups: what these rows hold.
+        """
+        state: dict[str, Any] = {"rows": list(rows), "digest": _digest(groups)}
         if self.sampled:
             state["stored"] = [g.state() for g in self.groups or ()]
             state["held_out"] = [g.state() for g in self.held_out]

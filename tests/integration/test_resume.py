@@ -22,6 +22,8 @@ RUNS = {
     "dpo_offline": ["objective=dpo", *OFFLINE],
     "reinforce_offline": ["objective=reinforce", "objective.baseline=running_mean",
                           "objective.importance=token", *OFFLINE],
+    "mixed": ["objective=reinforce", "objective.importance=token", "data=mixed",
+              "task.offline_prompts=8", "data.no_signal=refill", *SIZES],
     "one_batch": ["objective=dpo", "data=onpolicy", *SIZES, "data.batch_size=4"],
     "ppo": ["objective=ppo", "objective.kl_coef=0.1", "objective.kl_target=1.0", *SIZES],
 }  # fmt: skip
@@ -88,6 +90,8 @@ def killed_and_resumed(kind, folder, point, passes):
         ("dpo_offline", "writing", 4),
         ("reinforce_offline", "training", 5),
         ("ppo", "training", 6),
+        ("mixed", "generating", 8),
+        ("mixed", "training", 4),  # within a pass: its stored part is in the checkpoint
     ],
 )
 def test_killed_at(whole, tmp_path, kind, point, passes):
