@@ -89,7 +89,9 @@ BY_REWARDS = {
 def test_the_glossary_is_what_is_logged():
     logged = {n for runs in docs.load_metrics().values() for names in runs.values() for n in names}
     assert logged - set(GLOSSARY) == set(), "logged, but not in lit_pref/metrics/glossary.py"
-    assert set(GLOSSARY) - logged - BY_REWARDS == set(), "in the glossary, but logged by no objective"
+    assert set(GLOSSARY) - logged - BY_REWARDS == set(), (
+        "in the glossary, but logged by no objective"
+    )
 
 
 @pytest.mark.parametrize(("command", "page"), commands())

@@ -88,8 +88,8 @@ _HELP = """lit-pref objectives: every objective, by what its class declares
 
   negative gradient   the update lowers the log-prob of some response tokens
   reference, rewards, pairs   what it needs
-  fresh samples       only right on samples of the present policy: data=offline is refused
-  reuse               right for data.reuse above 1
+  fresh samples       only right on samples of the present policy: stored ones are refused
+  reuse               right for data.reuse above 1; others warn and go on
 """
 
 

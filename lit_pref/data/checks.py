@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from lit_pref.data.stored import place_of
+from lit_pref.data.stored import StoredGroups, place_of
 from lit_pref.rewards.comparing import is_oracle
 from lit_pref.types import Group, Refusal, RoundClient
 
@@ -106,7 +106,7 @@ def check_combination(data: RoundDataModule, client: RoundClient) -> None:
             f"{name} trains no policy that could sample; use data=offline instead of "
             f"data={data.source}"
         )
-    present = data.least_responses()
+    present = _least_responses(data)
     if needs.responses > present:
         wanted = f"set data.responses_per_prompt={needs.responses} or more"
         if stored and data.stored is not None and not data.stored.sampled:
@@ -118,7 +118,7 @@ def check_combination(data: RoundDataModule, client: RoundClient) -> None:
             f"{name} needs at least {needs.responses} responses to each prompt, "
             f"{present_as}; {wanted}"
         )
-    if needs.behaviours and not data.behaviours_known():
+    if needs.behaviours and not _behaviours_known(data):
         raise Refusal(
             f"{name} weighs samples by what produced them, but the data of data={data.source} "
             f"has no behaviour log-probs{_where(data, 'unknown')}; use data=onpolicy, or a "
@@ -129,7 +129,7 @@ def check_combination(data: RoundDataModule, client: RoundClient) -> None:
             f"reward {data.reward.name!r} compares the responses to a prompt with each other, "
             f"and data.responses_per_prompt={data.responses_per_prompt}; set it to 2 or more"
         )
-    if needs.rewards and not data.scored():
+    if needs.rewards and not _scored(data):
         raise Refusal(
             f"{name} needs a reward for every response, but the data of data={data.source} "
             f"has none{_where(data, 'unscored')}; use data=onpolicy with a reward, or an "
@@ -137,11 +137,38 @@ def check_combination(data: RoundDataModule, client: RoundClient) -> None:
         )
 
 
+def _known(data: RoundDataModule) -> StoredGroups | None:
+    """The stored groups, where they are there to be looked at."""
+    return None if data.stored is None or data.stored.groups is None else data.stored
+
+
+def _least_responses(data: RoundDataModule) -> int:
+    """Fewest responses in a group."""
+    stored = _known(data)
+    found = [] if stored is None else [stored.facts.least_responses]
+    if data.fresh_groups or stored is None:
+        found.append(data.responses_per_prompt)
+    return min(found)
+
+
+def _behaviours_known(data: RoundDataModule) -> bool:
+    """Whether every response has the log-probs of what sampled it; ours have."""
+    stored = _known(data)
+    return stored is None or stored.facts.unknown is None
+
+
+def _scored(data: RoundDataModule) -> bool:
+    """Whether every response has, or will have, a reward."""
+    stored = _known(data)
+    if (data.fresh_groups or stored is None) and data.reward is None:
+        return False
+    return stored is None or stored.facts.unscored is None
+
+
 def _where(data: RoundDataModule, what: str) -> str:
     """The first stored group at fault, in parentheses."""
-    if data.stored is None or data.stored.groups is None:
-        return ""
-    group: Group | None = getattr(data.stored.facts, what)
+    stored = _known(data)
+    group: Group | None = None if stored is None else getattr(stored.facts, what)
     return "" if group is None else f" ({place_of(group)})"
 
 

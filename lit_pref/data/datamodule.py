@@ -18,10 +18,11 @@ from lit_pref.data.collate import RoundTensors
 from lit_pref.data.evaluation import Measured, PromptLoader, measure_module
 from lit_pref.data.generate import generate_groups
 from lit_pref.data.loader import RoundLoader
+from lit_pref.data.order import PassOrder
 from lit_pref.data.reward_log import RewardLog
 from lit_pref.data.rounds import RoundListener, make_round, round_from_state, round_state
 from lit_pref.data.stored import StoredGroups
-from lit_pref.functional.rng import Order, permutation
+from lit_pref.functional.rng import Order
 from lit_pref.tasks.base import Task
 from lit_pref.types import (
     Group,
@@ -42,7 +43,7 @@ class RoundDataModule(L.LightningDataModule):
 
     Args:
         task: prompts, validation prompts, true reward, stored preference data.
-        sampler: makes responses (training and validation).
+        sampler: makes responses (training and validation); None where neither is wanted.
         reward: what training responses are scored with; None only if the source is scored.
         prompts_per_round: groups in a round.
         responses_per_prompt: responses per prompt.
@@ -76,7 +77,7 @@ class RoundDataModule(L.LightningDataModule):
         self,
         task: Task,
         *,
-        sampler: Sampler,
+        sampler: Sampler | None,
         reward: RewardSource | PreferenceOracle | None,
         prompts_per_round: int,
         responses_per_prompt: int,
@@ -128,7 +129,7 @@ class RoundDataModule(L.LightningDataModule):
         self.round: Round | None = None
         self._tensors: RoundTensors | None = None
         self._pass = 0
-        self._order: tuple[tuple[int, int], list[list[int]]] = ((-1, -1), [])
+        self._order = PassOrder(seed)
 
     # ------------------------------------------------------------------ override
 
@@ -154,19 +155,10 @@ class RoundDataModule(L.LightningDataModule):
             version: optimizer steps the policy has taken.
             source: recorded as where the groups come from.
         """
-        trainer = self.trainer
-        assert trainer is not None
-        groups = generate_groups(
-            self.client.policy,
+        groups = self._generate(
+            self.client,
             prompts,
-            task=self.task,
-            sampler=self.sampler,
-            reward=self.reward,
-            key=(self.seed, *key),
-            responses=self.responses_per_prompt,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            context=trainer.precision_plugin.forward_context,
+            key,
             progress=self._on_progress,
             on_failure=lambda groups: self._on_failure(index, groups),
         )
@@ -177,6 +169,34 @@ class RoundDataModule(L.LightningDataModule):
         self.counters["reward_queries"] += 0 if self.reward is None else responses
         self.newly_sampled += groups
         return groups
+
+    def _generate(
+        self, module: Any, prompts: Sequence[Prompt], key: tuple[int | str, ...], **told: Any
+    ) -> list[Group]:
+        """Sampled and scored groups over all processes; ``told`` are ``generate_groups``'s."""
+        trainer = self.trainer
+        assert trainer is not None
+        return generate_groups(
+            module.policy,
+            prompts,
+            task=self.task,
+            sampler=self._sampler(),
+            reward=self.reward,
+            key=(self.seed, *key),
+            responses=self.responses_per_prompt,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            context=trainer.precision_plugin.forward_context,
+            **told,
+        )
+
+    def _sampler(self) -> Sampler:
+        if self.sampler is None:
+            raise Refusal(
+                f"{type(self).__name__} was made without a sampler, which validation needs; give "
+                "sampler=NativeSampler(max_new_tokens=...)"
+            )
+        return self.sampler
 
     def _on_progress(self, stage: str, done: int, total: int) -> None:
         for listener in self.listeners:
@@ -195,27 +215,6 @@ class RoundDataModule(L.LightningDataModule):
             Refusal: it cannot; the message says what to change.
         """
         check_combination(self, client)
-
-    def least_responses(self) -> int:
-        """Fewest responses in a group."""
-        known = self.stored is not None and self.stored.groups is not None
-        stored = [self.stored.facts.least_responses] if known else []  # type: ignore[union-attr]
-        if self.fresh_groups or not known:
-            stored.append(self.responses_per_prompt)
-        return min(stored)
-
-    def behaviours_known(self) -> bool:
-        """Whether every response has the log-probs of the distribution that sampled it."""
-        if self.stored is None or self.stored.groups is None:  # we sample them ourselves
-            return True
-        return self.stored.facts.unknown is None
-
-    def scored(self) -> bool:
-        """Whether every response has a reward."""
-        known = self.stored is not None and self.stored.groups is not None
-        if (self.fresh_groups or not known) and self.reward is None:
-            return False
-        return not known or self.stored.facts.unscored is None  # type: ignore[union-attr]
 
     # ------------------------------------------------------------------ sizes
 
@@ -290,24 +289,12 @@ class RoundDataModule(L.LightningDataModule):
         The same uniform numbers are used every time and in every run, whatever its seed, so that
         curves are comparable and KL is unbiased.
         """
+        self._sampler()
         return measure_module(self, module, prompts, key=key, responses=responses)
 
     def respond(self, module: Any, prompts: Sequence[Prompt], *, stage: str) -> list[Group]:
         """Responses as in training: this sampler, reward, seed and number of responses."""
-        trainer = self.trainer
-        assert trainer is not None
-        return generate_groups(
-            module.policy,
-            prompts,
-            task=self.task,
-            sampler=self.sampler,
-            reward=self.reward,
-            key=(self.seed, stage),
-            responses=self.responses_per_prompt,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            context=trainer.precision_plugin.forward_context,
-        )
+        return self._generate(module, prompts, (stage,))
 
     # ------------------------------------------------------------------ rounds
 
@@ -354,7 +341,15 @@ class RoundDataModule(L.LightningDataModule):
     def batch(self, position: int) -> Any:
         """Batch ``position`` of the present pass, this process's part."""
         assert self.round is not None and self._tensors is not None
-        index, groups = self.round.index, self._batch_groups(position)
+        index, fresh = self.round.index, self.fresh_groups
+        groups = self._order.batch(
+            index,
+            self._pass,
+            position,
+            fresh=fresh,
+            stored=self.prompts_per_round - fresh,
+            batches=self.batches_per_pass,
+        )
         rank, world = self.trainer.global_rank, self.trainer.world_size  # type: ignore[union-attr]
         steps = (index * self.reuse + self._pass) * self.batches_per_pass + position
         return self._tensors.batch(
@@ -365,20 +360,6 @@ class RoundDataModule(L.LightningDataModule):
             micro_batch_tokens=self.micro_batch_tokens,
             index=(index, self._pass, position),
         )
-
-    def _batch_groups(self, position: int) -> list[int]:
-        """Slots of a batch: its share of the sampled and of the stored groups."""
-        tag = (self.tag[0], self.tag[1])
-        if self._order[0] != tag:
-            sizes = [self.fresh_groups, self.prompts_per_round - self.fresh_groups]
-            orders = [permutation(size, self.seed, "order", *tag) for size in sizes]
-            fresh, stored = orders
-            self._order = (tag, [fresh, [self.fresh_groups + slot for slot in stored]])
-        out: list[int] = []
-        for slots in self._order[1]:
-            share = len(slots) // self.batches_per_pass
-            out += slots[position * share : (position + 1) * share]
-        return sorted(out)
 
     # ------------------------------------------------------------------ checkpoints
 

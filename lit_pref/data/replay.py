@@ -11,7 +11,7 @@ from lit_pref.data.stored import StoredGroups
 from lit_pref.data.task_set import round_size, split_held_out
 from lit_pref.functional.rng import Order
 from lit_pref.tasks.base import Task
-from lit_pref.types import Group, RoundClient
+from lit_pref.types import Group, RewardSource, RoundClient, Sampler
 
 __all__ = ["ReplayDataModule"]
 
@@ -28,6 +28,8 @@ class ReplayDataModule(RoundDataModule):
         path: a ``samples.jsonl``, or the run directory that holds one.
         prompts_per_round: groups of a round; ``"all"``: see ``OfflineDataModule``.
         batch_size: groups per optimizer step.
+        sampler: only for validation.
+        reward: only for validation, where the task has no true reward.
         held_out: share of the groups, from the end, that is never trained on.
         vocab_size: number of tokens that the model knows; None: not checked.
         seed: see ``RoundDataModule``.
@@ -47,6 +49,8 @@ class ReplayDataModule(RoundDataModule):
         path: str | Path,
         prompts_per_round: int | Literal["all"] = "all",
         batch_size: int,
+        sampler: Sampler | None = None,
+        reward: RewardSource | None = None,
         held_out: float = 0.0,
         vocab_size: int | None = None,
         seed: int = 0,
@@ -59,6 +63,8 @@ class ReplayDataModule(RoundDataModule):
         rest.setdefault("responses_per_prompt", max(len(g.responses) for g in kept or groups))
         super().__init__(
             task,
+            sampler=sampler,
+            reward=reward,
             prompts_per_round=size,
             batch_size=batch_size,
             seed=seed,

@@ -80,7 +80,7 @@ def round_state(
     return {
         "index": round.index,
         "groups": [g.state() for g in round.groups[:fresh]],
-        "stored": None if stored is None else stored.state(rows),
+        "stored": None if stored is None else stored.state(rows, round.groups[fresh:]),
         "keep": round.keep,
         "notes": round.notes.state(),
         "view": round.view.state(),

@@ -59,9 +59,14 @@ class StoredGroups:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Row ids, and a digest of what they hold; whole groups only where no file has them."""
-        state: dict[str, Any] = {"rows": list(rows), "digest": _digest(self.take(rows))}
+    def state(self, rows: Sequence[int], groups: Sequence[Group]) -> dict[str, Any]:
+        """Row ids, and a digest of what they hold; whole groups only where no file has them.
+
+        Args:
+            rows: of a round.
+            groups: what these rows hold.
+        """
+        state: dict[str, Any] = {"rows": list(rows), "digest": _digest(groups)}
         if self.sampled:
             state["stored"] = [g.state() for g in self.groups or ()]
             state["held_out"] = [g.state() for g in self.held_out]

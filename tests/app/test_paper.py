@@ -42,7 +42,11 @@ def quick(name, cache, folder):
      ((0, 0, 1), "does_not_hold"), ((0, 0, 0), "does_not_hold")],
 )  # fmt: skip
 def test_verdict(values, word):
-    checks = [Check("a", "a", at_least=0.5, central=True), Check("b", "b", at_least=0.5, central=True), Check("c", "c", at_least=0.5)]
+    checks = [
+        Check("a", "a", at_least=0.5, central=True),
+        Check("b", "b", at_least=0.5, central=True),
+        Check("c", "c", at_least=0.5),
+    ]
     numbers = {k: [v] for k, v in zip("abc", values, strict=True)}
     assert verdict(checks, numbers)[0] == word
 
@@ -57,7 +61,11 @@ def test_a_check_compares_the_mean_and_never_passes_on_nan():
 
 def test_interval_is_students():
     mean, low, high = interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert mean == 3 and high - mean == pytest.approx(2.776 * math.sqrt(2.5 / 5)) and mean - low == pytest.approx(high - mean)
+    assert (
+        mean == 3
+        and high - mean == pytest.approx(2.776 * math.sqrt(2.5 / 5))
+        and mean - low == pytest.approx(high - mean)
+    )
     assert interval([1.0])[1] is None and interval([1.0, math.inf])[1] is None
 
 
@@ -79,7 +87,9 @@ def test_every_criterion_can_be_judged(name):
         assert (ROOT / "configs" / "experiment" / f"{made.grid['experiment']}.yaml").exists()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "paper").glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "paper").glob("*.json")), ids=lambda p: p.stem
+)
 def test_written_verdicts_follow_from_their_criterion(path):
     """The JSON is what the committed criterion says of its values."""
     saved = json.loads(path.read_text())
@@ -117,14 +127,24 @@ def test_an_uncommitted_criterion_and_tuning_seeds_are_refused(tmp_path):
 
 
 def test_a_grid_is_every_combination_without_what_is_skipped():
-    grid = {"experiment": "e", "axes": {"a": {"x": ["k=1"], "y": []}, "b": {1: ["j=1"], 2: ["j=2"]}}}
+    grid = {
+        "experiment": "e",
+        "axes": {"a": {"x": ["k=1"], "y": []}, "b": {1: ["j=1"], 2: ["j=2"]}},
+    }
     assert len(cells_of(grid, [1, 2])) == 8
     cells = cells_of({**grid, "skip": [{"a": "y", "b": 2}]}, [7], ["z=1"])
     assert cells[0].overrides == ("experiment=e", "k=1", "j=1", "z=1", "seed=7")
     assert dict(cells[-1].labels) == {"a": "y", "b": "1"} and len(cells) == 3
 
 
-TINY = {"experiment": "fig12", "axes": {"method": {"ipo": ["data.reuse=3", "task.train_prompts=4", "callbacks.curve.every_n_steps=2"]}}}
+TINY = {
+    "experiment": "fig12",
+    "axes": {
+        "method": {
+            "ipo": ["data.reuse=3", "task.train_prompts=4", "callbacks.curve.every_n_steps=2"]
+        }
+    },
+}
 
 
 def test_finished_cells_are_not_run_again(cache, tmp_path):

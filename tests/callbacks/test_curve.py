@@ -11,7 +11,9 @@ from lit_pref.types import Refusal
 
 def run(folder, *overrides):
     with composing():
-        cfg = compose_config([*overrides, "callbacks=curve", "export=false", f"paths.run_dir={folder}"])
+        cfg = compose_config(
+            [*overrides, "callbacks=curve", "export=false", f"paths.run_dir={folder}"]
+        )
     outcome = run_job(cfg, folder)
     assert outcome.status == "finished", outcome.reason
     return read_metrics(folder / "metrics.csv")

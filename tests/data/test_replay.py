@@ -5,6 +5,7 @@ import json
 import pytest
 from source_runs import dpo, lines, same, source, train
 
+from lit_pref.data import ReplayDataModule
 from lit_pref.data.replay_file import read_samples
 from lit_pref.objectives import REINFORCE, RWR, RewardModel
 from lit_pref.policies import HFPolicy, gpt_nano
@@ -62,9 +63,10 @@ def test_the_same_groups_give_the_same_weights_as_when_they_were_fresh(tmp_path)
 
 
 def test_no_sampler_is_needed(tmp_path, earlier):
-    data = replay(earlier)
-    data.sampler = None
-    train(data, tmp_path)
+    data = ReplayDataModule(TokenBandit(seed=0), path=earlier, batch_size=4)
+    _, _, module = train(data, tmp_path)
+    with pytest.raises(Refusal, match="without a sampler, which validation needs"):
+        data.measure(module, data.validation_prompts)
 
 
 def test_importance_weights_are_against_the_stored_behaviour(tmp_path, earlier):

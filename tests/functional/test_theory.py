@@ -36,7 +36,9 @@ def test_lemma_6_1_the_objective_is_a_reverse_kl(beta):
     left = theory.rl_objective(policy, **given)
     right = -beta * theory.categorical_kl(policy, best) + beta * theory.log_partition(**given)
     assert (left - right).abs().max() < 1e-10
-    assert (theory.rl_objective(best, **given) - beta * theory.log_partition(**given)).abs().max() < 1e-10
+    assert (
+        theory.rl_objective(best, **given) - beta * theory.log_partition(**given)
+    ).abs().max() < 1e-10
     ascent = autograd(lambda p: theory.rl_objective(p, **given), policy)
     assert (ascent + beta * theory.reverse_kl_grad(policy, best)).abs().max() < 1e-8
 
@@ -96,7 +98,9 @@ def test_the_margin_grows_by_exactly_its_formula():
     with_it = pair_step(policy, chosen=0, rejected=1, c1=1.0, c2=0.7, eta=2.0)
     without = pair_step(policy, chosen=0, rejected=1, c1=1.0, c2=0.0, eta=2.0)
     change = (with_it[:, 0] - with_it[:, 1]) - (without[:, 0] - without[:, 1])
-    assert (change - 2.0 * 0.7 * negative_effects(policy, chosen=0, rejected=1).margin).abs().max() < 1e-12
+    assert (
+        change - 2.0 * 0.7 * negative_effects(policy, chosen=0, rejected=1).margin
+    ).abs().max() < 1e-12
 
 
 def test_the_winner_falls_where_a_third_response_holds_the_mass():
@@ -218,6 +222,10 @@ def test_the_published_bars_fit_with_their_labels_exchanged():
 def test_inside_the_region_reverse_leads():
     start = torch.full((3,), 1 / 3, dtype=F64)
     target = torch.tensor([0.45, 0.45, 0.10], dtype=F64)
-    assert theory.reverse_mass_ratio(start, target, i=0, j=2, eta=1.0).item() == pytest.approx(0.501, abs=1e-3)
-    assert theory.forward_mass_ratio(start, target, i=0, j=2, eta=1.0).item() == pytest.approx(0.350, abs=1e-12)
+    assert theory.reverse_mass_ratio(start, target, i=0, j=2, eta=1.0).item() == pytest.approx(
+        0.501, abs=1e-3
+    )
+    assert theory.forward_mass_ratio(start, target, i=0, j=2, eta=1.0).item() == pytest.approx(
+        0.350, abs=1e-12
+    )
     assert theory.reverse_leads(start[0], target[0], target[2])

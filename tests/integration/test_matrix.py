@@ -29,13 +29,13 @@ SIZES = {
     "onpolicy": ("data.prompts_per_round=4", f"data.rounds={STEPS}"),
     "offline": ("task.offline_prompts=4", f"data.reuse={STEPS}"),
     "mixed": ("data.prompts_per_round=4", f"data.rounds={STEPS}", "task.offline_prompts=4"),
-    "replay": ("data.path=earlier", f"data.reuse={STEPS}"),
+    "replay": ("data.path=earlier", "data.prompts_per_round=4", f"data.reuse={STEPS}"),
 }
 
 
 def make_samples(job, file):
     """What the replayed cells read: the samples of a run of one round."""
-    sizes = ("data.prompts_per_round=4", "data.rounds=1")
+    sizes = ("data.prompts_per_round=8", "data.rounds=1")
     done = job("objective=sft", "data=onpolicy", *COMMON, *sizes)
     shutil.copy(done.folder / "samples.jsonl", file)
 

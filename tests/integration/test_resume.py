@@ -22,6 +22,8 @@ RUNS = {
     "dpo_offline": ["objective=dpo", *OFFLINE],
     "reinforce_offline": ["objective=reinforce", "objective.baseline=running_mean",
                           "objective.importance=token", *OFFLINE],
+    "mixed": ["objective=reinforce", "objective.importance=token", "data=mixed",
+              "task.offline_prompts=8", "data.no_signal=refill", *SIZES],
     "one_batch": ["objective=dpo", "data=onpolicy", *SIZES, "data.batch_size=4"],
     "tr_dpo_lora": ["objective=tr_dpo", "model.lora.rank=2", *SIZES],
     "ppo": ["objective=ppo", "objective.kl_coef=0.1", "objective.kl_target=1.0", *SIZES],
@@ -90,6 +92,8 @@ def killed_and_resumed(kind, folder, point, passes):
         ("reinforce_offline", "training", 5),
         ("ppo", "training", 6),
         ("tr_dpo_lora", "training", 7),  # adapters, and a reference that has moved
+        ("mixed", "generating", 8),
+        ("mixed", "training", 4),  # within a pass: its stored part is in the checkpoint
     ],
 )
 def test_killed_at(whole, tmp_path, kind, point, passes):

@@ -93,7 +93,9 @@ def test_refusals(policy):
         policy.token_logps(tokens([(1, [2])]), stats=("final_hidden",))
     with pytest.raises(Refusal, match="max_new_tokens"):
         policy.step(torch.tensor([1]), None)
-    two = FlatTokens.from_groups([Group(prompt=Prompt(id=0, text="", ids=[0, 1]), responses=[Response(ids=[1])])])
+    two = FlatTokens.from_groups(
+        [Group(prompt=Prompt(id=0, text="", ids=[0, 1]), responses=[Response(ids=[1])])]
+    )
     with pytest.raises(Refusal, match="contextual_bandit"):
         policy.token_logps(two)
     with pytest.raises(Refusal, match="gradient_checkpointing"):

@@ -14,7 +14,9 @@ SMALL = {"vocab_size": 5, "context_length": 3}
 
 def flat(sequences, prompt=(3,)):
     responses = [Response(ids=list(s)) for s in sequences]
-    return FlatTokens.from_groups([Group(prompt=Prompt(id=0, text="", ids=list(prompt)), responses=responses)])
+    return FlatTokens.from_groups(
+        [Group(prompt=Prompt(id=0, text="", ids=list(prompt)), responses=responses)]
+    )
 
 
 def louder(policy):

@@ -409,7 +409,10 @@ def test_groups_are_told_of_as_soon_as_their_rows_have_ended():
     wanted = {"key": (0, "t"), "occurrences": [0] * 16, "responses": 3, "end_ids": (4,)}
     told = []
     groups = sampler.sample(
-        policy, prompts, **wanted, on_group=lambda n, group: told.append((n, group, len(policy.rows)))
+        policy,
+        prompts,
+        **wanted,
+        on_group=lambda n, group: told.append((n, group, len(policy.rows))),
     )
     assert sorted(n for n, _, _ in told) == list(range(16))
     for n, group, steps in told:
@@ -433,4 +436,6 @@ def test_told_groups_of_prompts_with_more_responses_than_rows():
     assert [told[n] for n in range(3)] == groups
     assert all(len(g.responses) == 7 for g in groups)
     plain = NativeSampler(max_new_tokens=6).sample(TablePolicy(TABLE), prompts, **wanted)
-    assert [[r.ids for r in g.responses] for g in groups] == [[r.ids for r in g.responses] for g in plain]
+    assert [[r.ids for r in g.responses] for g in groups] == [
+        [r.ids for r in g.responses] for g in plain
+    ]

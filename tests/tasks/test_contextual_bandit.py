@@ -25,8 +25,12 @@ def test_the_numbers_of_section_4():
         assert made.mean() == pytest.approx(mean, abs=1e-5)
         assert made.best_of(10) == pytest.approx(best, abs=5e-4)
     assert action_rewards("r1").argmax() == 70 and action_rewards("r2").argmax() == 20
-    assert action_rewards("r1_wide")[50].item() == pytest.approx(torch.exp(torch.tensor(-1.0)).item())
-    assert action_rewards("r1_wider")[40].item() == pytest.approx(torch.exp(torch.tensor(-1.0)).item())
+    assert action_rewards("r1_wide")[50].item() == pytest.approx(
+        torch.exp(torch.tensor(-1.0)).item()
+    )
+    assert action_rewards("r1_wider")[40].item() == pytest.approx(
+        torch.exp(torch.tensor(-1.0)).item()
+    )
 
 
 def test_prompts_depend_on_the_seed_and_never_meet_validation():
@@ -50,14 +54,18 @@ def test_the_start_is_the_closed_form(start):
 def test_exact_expectations_are_what_samples_estimate(start):
     task, policy = start
     probs = policy.action_logps(torch.arange(1000, 1100)).exp()
-    drawn = torch.multinomial(probs, 2000, replacement=True, generator=torch.Generator().manual_seed(0))
+    drawn = torch.multinomial(
+        probs, 2000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     sampled = task.rewards[drawn].mean().item()
     assert task.exact(policy)["reward"] == pytest.approx(sampled, abs=0.002)
 
 
 def test_rewards_are_those_of_the_action():
     reward = ContextualBandit(seed=0, reward="r2").true_reward()
-    group = Group(prompt=Prompt(id=5, text="5", ids=[5]), responses=[Response(ids=[20]), Response(ids=[30])])
+    group = Group(
+        prompt=Prompt(id=5, text="5", ids=[5]), responses=[Response(ids=[20]), Response(ids=[30])]
+    )
     assert reward.score([group]) == pytest.approx([1.0, 0.367879], abs=1e-6)
     group.responses[0].ids = [20, 20]
     with pytest.raises(ValueError, match="one action"):
