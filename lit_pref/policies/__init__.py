@@ -1,16 +1,20 @@
 """Policies: what scores and continues token sequences, and references made from them."""
 
+from lit_pref.policies.context_mlp import ClosedFormReference, ContextMLPPolicy, context_mlp
 from lit_pref.policies.heads import ScalarHead
 from lit_pref.policies.hf import HFPolicy
 from lit_pref.policies.models import ModelSpec, gpt_nano, hf, smollm2, tiny
 from lit_pref.policies.reference import FrozenReference, MovingReference
 
 __all__ = [
+    "ClosedFormReference",
+    "ContextMLPPolicy",
     "FrozenReference",
     "HFPolicy",
     "ModelSpec",
     "MovingReference",
     "ScalarHead",
+    "context_mlp",
     "gpt_nano",
     "hf",
     "smollm2",

@@ -147,6 +147,9 @@ def curve_rows(
             axis.set_xlabel(f"{xlabel}; ends, set apart sideways" if still else xlabel)
             if still:
                 axis.set_xlim(0, 2 * max(r.columns[x][-1] for r in curves.where(**panel)))
+            if metric == "probe/reward":  # an interval may be wider than the rewards there are
+                low, high = axis.get_ylim()
+                axis.set_ylim(max(low, -0.02), min(high, 1.05))
             if row == 0:
                 axis.set_title(title)
             if column == 0:
