@@ -1,6 +1,6 @@
 """Policies: what scores and continues token sequences, and references made from them."""
 
-from lit_pref.policies.context_mlp import ClosedFormReference, ContextMLPPolicy, context_mlp
+from lit_pref.policies.context_mlp import ClosedFormReference, ContextMLPPolicy
 from lit_pref.policies.heads import ScalarHead
 from lit_pref.policies.hf import HFPolicy
 from lit_pref.policies.models import ModelSpec, gpt_nano, hf, smollm2, tiny
@@ -14,7 +14,6 @@ __all__ = [
     "ModelSpec",
     "MovingReference",
     "ScalarHead",
-    "context_mlp",
     "gpt_nano",
     "hf",
     "smollm2",
