@@ -12,6 +12,7 @@ from lit_pref.app.paper.bandits import FIGURES, spearman
 from lit_pref.app.paper.cells import cells_of, run_cells
 from lit_pref.app.paper.criteria import Check, Criterion, interval, verdict
 from lit_pref.app.paper.exact import FIGURES as EXACT
+from lit_pref.app.paper.flags import METHODS, one_run
 from lit_pref.app.paper.reproduce import main, reproduce
 from lit_pref.errors import Refusal
 
@@ -177,12 +178,23 @@ def check_quick(name, cache, tmp_path, seeds=None):
     assert result["cost"]["runs"] > 0 and (tmp_path / f"{name}.png").exists()
 
 
-@pytest.mark.parametrize("name", ["table1", "algorithm1", "fig12"])
-def test_quick_verdicts(name, cache, tmp_path):
-    if name == "fig12":
-        check_quick(name, cache, tmp_path, seeds=[1])
-    else:
-        assert quick(name, cache, tmp_path)["verdict"] == "holds"
+def test_quick_verdict_of_figure_12(cache, tmp_path):
+    check_quick("fig12", cache, tmp_path, seeds=[1])
+
+
+@pytest.mark.parametrize(("name", "strict"), [("Best-of-N", True), ("DPO", False)])
+def test_flags_and_counters_of_one_step(name, strict, tmp_path):
+    overrides, (_, _, negative) = METHODS[name]
+    seen = one_run(overrides, 1, tmp_path)
+    assert seen["flag"] == (seen["positive"] > 1e-9) == negative
+    assert seen["steps"] == 1 and seen["counters"]["reward_queries"] == 100
+    assert not strict or seen["gap"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["table1", "algorithm1"])
+def test_verdicts_of_the_probes(name, cache, tmp_path):
+    assert quick(name, cache, tmp_path)["verdict"] == "holds"
 
 
 @pytest.mark.slow
