@@ -12,6 +12,7 @@ from lit_pref.app.paper.bandits import FIGURES, spearman
 from lit_pref.app.paper.cells import cells_of, run_cells
 from lit_pref.app.paper.criteria import Check, Criterion, interval, verdict
 from lit_pref.app.paper.exact import FIGURES as EXACT
+from lit_pref.app.paper.flags import METHODS, one_run
 from lit_pref.app.paper.reproduce import main, reproduce
 from lit_pref.errors import Refusal
 
@@ -168,6 +169,8 @@ def test_the_command_lists_and_refuses(capsys, tmp_path):
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(NAMES)
     assert main(["fig99"], **folders) == 2
     assert "fig12" in capsys.readouterr().err
+    assert main(["fig12", "--set", "optimizer.lr=1"], **folders) == 2
+    assert "--out" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------- quick verdicts
@@ -187,20 +190,31 @@ def expected(name):
     return json.loads(path.read_text())["verdict"] if path.exists() else None
 
 
-def check_quick(name, cache, tmp_path):
+def check_quick(name, cache, tmp_path, seeds=None):
     pytest.importorskip("matplotlib")
-    result = quick(name, cache, tmp_path)
+    result = reproduce(criterion(name), out=tmp_path, cache=cache, seeds=seeds, quick=True)
     full = expected(name)
     assert full in (None, result["verdict"])
     assert result["cost"]["runs"] > 0 and (tmp_path / f"{name}.png").exists()
 
 
-@pytest.mark.parametrize("name", ["table1", "algorithm1", "fig12"])
-def test_quick_verdicts(name, cache, tmp_path):
-    if name == "fig12":
-        check_quick(name, cache, tmp_path)
-    else:
-        assert quick(name, cache, tmp_path)["verdict"] == "holds"
+def test_quick_verdict_of_figure_12(cache, tmp_path):
+    check_quick("fig12", cache, tmp_path, seeds=[1])
+
+
+@pytest.mark.parametrize(("name", "strict"), [("Best-of-N", True), ("DPO", False)])
+def test_flags_and_counters_of_one_step(name, strict, tmp_path):
+    overrides, (_, _, negative) = METHODS[name]
+    seen = one_run(overrides, 1, tmp_path)
+    assert seen["flag"] == (seen["positive"] > 1e-9) == negative
+    assert seen["steps"] == 1 and seen["counters"]["reward_queries"] == 100
+    assert not strict or seen["gap"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["table1", "algorithm1"])
+def test_verdicts_of_the_probes(name, cache, tmp_path):
+    assert quick(name, cache, tmp_path)["verdict"] == "holds"
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def fig15_draw(curves: Curves, path: Path, title: str) -> None:
     with plots.figure(path, 2, 2, title=title, size=2.6) as axes:
         for row, (metric, what) in enumerate(((CLEAR, "pairs with gap > 0.2"), (ALL, "all pairs"))):
             plots.curve_rows(
-                axes[row : row + 1], curves, panels=[(f"{p[0]}: {what}", p[1]) for p in PANELS],
+                axes[row : row + 1], curves, panels=[(f"{p[0]}:\n{what}", p[1]) for p in PANELS],
                 lines=lines, metric=metric, ylabel="margin of h (nats)",
             )  # fmt: skip
         plots.legend(axes)
@@ -264,7 +264,7 @@ def fig16_draw(curves: Curves, path: Path, title: str) -> None:
     with plots.figure(path, 2, 2, title=title, size=2.6) as axes:
         for row, name in enumerate(("chosen", "rejected")):
             plots.curve_rows(
-                axes[row : row + 1], curves, panels=[(f"{p[0]}: {name}", p[1]) for p in PANELS],
+                axes[row : row + 1], curves, panels=[(f"{p[0]}:\n{name}", p[1]) for p in PANELS],
                 lines=lines, metric=f"curve/h_{name}", ylabel="implicit reward h (nats)",
             )  # fmt: skip
         plots.legend(axes, title="offline IPO; all its samples are drawn before the first step")

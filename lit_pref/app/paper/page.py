@@ -33,6 +33,7 @@ def write_figure(
     tables: Sequence[list[list[str]]],
     curves: Curves,
     seeds: Sequence[int],
+    overrides: Sequence[str],
     commit: str | None,
     seconds: float,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def write_figure(
         "values": {k: _value(v) for k, v in numbers.items()},
         "seeds": {"verdict": list(seeds) if runs else [], "tuning": list(criterion.tuning)},
         "settings": criterion.grid,
+        "overrides": list(overrides),
         "cost": {
             "runs": len(runs),
             "training_seconds": round(sum(r.seconds for r in runs), 1),
@@ -128,7 +130,10 @@ def _curves(curves: Curves) -> list[dict[str, Any]]:
 def _page(result: dict[str, Any], outcomes: Sequence[Outcome], notes: str) -> str:
     name, cost, seeds = result["figure"], result["cost"], result["seeds"]
     command = f"python scripts/reproduce.py {name.removesuffix('_legacy')}"
-    command += " --legacy" if name.endswith("_legacy") else ""
+    if name.endswith("_legacy"):
+        command += " --legacy"
+    elif result["overrides"]:
+        command += "".join(f" --set {o}" for o in result["overrides"]) + " --out FOLDER"
     lines = [f"# {result['title']}", "", f"Verdict: **{WORDS[result['verdict']]}**.", ""]
     lines += [f"![{result['title']}]({name}.png)", ""]
     if notes:

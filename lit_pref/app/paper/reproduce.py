@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None, *, criteria: Path, docs: Path, cache
             print(f"{name:14} {_cost(criterion):>9}  {criterion.title}")
         return 0
     out = docs if arguments.out is None else Path(arguments.out)
+    if arguments.set and out == docs:
+        print("Refused: --set changes what the criterion is about; give --out too", file=sys.stderr)
+        return 2
     names = known if arguments.figures == ["all"] else arguments.figures
     try:
         for name in names:
@@ -51,6 +54,7 @@ def main(argv: Sequence[str] | None = None, *, criteria: Path, docs: Path, cache
                 seeds=seeds,
                 jobs=arguments.jobs,
                 legacy=arguments.legacy,
+                extra=arguments.set,
                 draft=arguments.draft,
                 tell=lambda line: print(f"  {line}", flush=True),
             )
@@ -85,6 +89,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="token bandit: the original code's unshifted log-prob and prompt-averaged reward",
     )  # fmt: skip
     parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="turn one more dial in every run, such as optimizer.clip_norm=1.0; needs --out",
+    )  # fmt: skip
+    parser.add_argument(
         "--draft", action="store_true", help="allow a criterion that is not committed; says so"
     )
     return parser.parse_args(argv)
@@ -104,6 +112,7 @@ def reproduce(
     seeds: Sequence[int] | None = None,
     jobs: int = 1,
     legacy: bool = False,
+    extra: Sequence[str] = (),
     draft: bool = False,
     quick: bool = False,
     tell: Any = lambda line: None,
@@ -117,6 +126,7 @@ def reproduce(
         seeds: instead of the criterion's.
         jobs: processes.
         legacy: see ``LEGACY``; the name gets ``_legacy``.
+        extra: overrides of every run, after the others.
         draft: allow a criterion that is not committed.
         quick: the criterion's quick seeds and slack.
         tell: told a line per finished cell.
@@ -137,6 +147,7 @@ def reproduce(
     tuned = set(chosen) & set(criterion.tuning)
     if tuned and not draft:
         raise Refusal(f"seeds {sorted(tuned)} were used for tuning; give others, or use --draft")
+    overrides = [*(LEGACY if legacy else ()), *extra]
     name = criterion.name + ("_legacy" if legacy else "")
     out.mkdir(parents=True, exist_ok=True)
     picture = out / f"{name}.png"
@@ -151,7 +162,7 @@ def reproduce(
         if legacy and "tokens" not in criterion.name:
             raise Refusal("--legacy is about the token bandit: fig04_tokens, fig12_tokens, ...")
         figure, tables = BANDITS[criterion.name], []
-        cells = cells_of(criterion.grid, chosen, LEGACY if legacy else ())
+        cells = cells_of(criterion.grid, chosen, overrides)
         curves = run_cells(cells, cache, jobs=jobs, tell=tell)
         numbers = figure.numbers(curves)
         figure.draw(curves, picture, title)
@@ -167,6 +178,7 @@ def reproduce(
         tables=tables,
         curves=curves,
         seeds=chosen,
+        overrides=overrides,
         commit=commit,
         seconds=time.monotonic() - began,
     )
