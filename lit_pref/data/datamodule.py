@@ -6,6 +6,7 @@ needs (once: it is idempotent) and returns the same loader object every time.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
@@ -23,6 +24,8 @@ from lit_pref.tasks.base import Task
 from lit_pref.types import Group, Prompt, Refusal, RewardSource, Round, RoundClient, Sampler, View
 
 __all__ = ["RoundDataModule", "RoundListener"]
+
+log = logging.getLogger(__name__)
 
 
 class RoundListener(Protocol):
@@ -127,6 +130,7 @@ class RoundDataModule(L.LightningDataModule):
         self.round: Round | None = None
         self._tensors: RoundTensors | None = None
         self._pass = 0
+        self._largest_said = 0
 
     # ------------------------------------------------------------------ override
 
@@ -366,8 +370,24 @@ class RoundDataModule(L.LightningDataModule):
         if strict:  # then it is the policy now, and a ratio exactly 1
             round.notes.token.pop("old_logps", None)
         self.round, self._tensors = round, RoundTensors(round)
+        self._compare_with_budget(self._tensors, client)
         for listener in self.listeners:
             listener.on_round(round)
+
+    def _compare_with_budget(self, tensors: RoundTensors, client: RoundClient) -> None:
+        """Say, before its first step, that a round has a group above the token budget."""
+        budget = self.micro_batch_tokens
+        largest = tensors.largest(whole_prompts=getattr(client, "whole_prompts", True))
+        if budget is not None and largest > max(budget, self._largest_said):
+            self._largest_said = largest
+            log.warning(
+                "the largest group of a round has %d tokens, above data.micro_batch_tokens=%d: "
+                "it goes through the model alone and needs memory for all of them; fewer or shorter "
+                "responses (data.responses_per_prompt, sampler.max_new_tokens) or "
+                "model.gradient_checkpointing=true need less",
+                largest,
+                budget,
+            )
 
     @property
     def client(self) -> RoundClient:
