@@ -382,7 +382,7 @@ class RoundDataModule(L.LightningDataModule):
             self._largest_said = largest
             log.warning(
                 "the largest group of a round has %d tokens, above data.micro_batch_tokens=%d: "
-                "it goes through the model alone and needs memory for all of them; fewer or shorter "
+                "it goes through the model alone and needs memory for all of it; fewer or shorter "
                 "responses (data.responses_per_prompt, sampler.max_new_tokens) or "
                 "model.gradient_checkpointing=true need less",
                 largest,
