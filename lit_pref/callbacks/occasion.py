@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lit_pref.data.evaluation import Measured, sequence_logps
 from lit_pref.data.generate import generate_groups
+from lit_pref.rewards.base import measuring
 from lit_pref.sampling import NativeSampler
 from lit_pref.types import Group, Prompt, RewardSource
 
@@ -79,7 +80,7 @@ class Occasion:
     @property
     def reward(self) -> RewardSource | None:
         """What evaluations are scored by: the true reward where the task knows it."""
-        return self.data.task.true_reward() or self.data.reward
+        return self.data.task.true_reward() or measuring(self.data.reward)
 
     @property
     def has_reference(self) -> bool:

@@ -104,6 +104,17 @@ class RoundTensors:
         sizes = [prompts[g] + sum(lengths[i] for i in self.of_group[g]) for g in groups]
         return [groups[n] for n in balanced(sizes, world)[rank]]
 
+    def largest(self, *, whole_prompts: bool) -> int:
+        """Tokens of the largest part that cannot be cut: a group, or a prompt with a response."""
+        prompts, lengths = self.tokens.prompt_lengths, self.tokens.lengths
+        if whole_prompts:
+            sizes = [
+                prompts[g] + sum(lengths[i] for i in mine) for g, mine in enumerate(self.of_group)
+            ]
+        else:
+            sizes = [prompts[g] + n for g, n in zip(self.tokens.prompt_of, lengths, strict=True)]
+        return max(sizes, default=0)
+
     def _too_old(self, age: int) -> bool:
         return self.max_age is not None and age > self.max_age
 

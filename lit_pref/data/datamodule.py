@@ -6,6 +6,7 @@ needs (once: it is idempotent) and returns the same loader object every time.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -36,6 +37,8 @@ from lit_pref.types import (
 )
 
 __all__ = ["RoundDataModule", "RoundListener"]
+
+log = logging.getLogger(__name__)
 
 
 class RoundDataModule(L.LightningDataModule):
@@ -130,6 +133,7 @@ class RoundDataModule(L.LightningDataModule):
         self._tensors: RoundTensors | None = None
         self._pass = 0
         self._order = PassOrder(seed)
+        self._largest_said = 0
 
     # ------------------------------------------------------------------ override
 
@@ -324,8 +328,24 @@ class RoundDataModule(L.LightningDataModule):
             return
         round = make_round(self, index, self.client)
         self.round, self._tensors = round, RoundTensors(round, max_age=self.max_age)
+        self._compare_with_budget(self._tensors, self.client)
         for listener in self.listeners:
             listener.on_round(round)
+
+    def _compare_with_budget(self, tensors: RoundTensors, client: RoundClient) -> None:
+        """Say, before its first step, that a round has a group above the token budget."""
+        budget = self.micro_batch_tokens
+        largest = tensors.largest(whole_prompts=getattr(client, "whole_prompts", True))
+        if budget is not None and largest > max(budget, self._largest_said):
+            self._largest_said = largest
+            log.warning(
+                "the largest group of a round has %d tokens, above data.micro_batch_tokens=%d: "
+                "it goes through the model alone and needs memory for all of it; fewer or shorter "
+                "responses (data.responses_per_prompt, sampler.max_new_tokens) or "
+                "model.gradient_checkpointing=true need less",
+                largest,
+                budget,
+            )
 
     @property
     def client(self) -> RoundClient:
