@@ -94,6 +94,11 @@ def freeze_output_layer(policy: nn.Module) -> None:
     model = getattr(policy, "model", None)
     if model is None:
         return
+    if not hasattr(model, "get_output_embeddings"):
+        raise Refusal(
+            f"a reward model scores the state after a response, which {type(model).__name__} does "
+            "not have; use a language model (task=token_bandit, or task=text)"
+        )
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is not embedding.weight:
         head.requires_grad_(False)

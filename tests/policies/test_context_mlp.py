@@ -6,6 +6,7 @@ import torch
 from lit_pref.functional.bandit import reference_probs
 from lit_pref.functional.contexts import context_table
 from lit_pref.policies.context_mlp import ClosedFormReference, ContextMLPPolicy, context_mlp
+from lit_pref.policies.heads import freeze_output_layer
 from lit_pref.sampling import NativeSampler
 from lit_pref.types import FlatTokens, Group, Policy, Prompt, Refusal, Response
 
@@ -104,3 +105,8 @@ def test_refusals(policy):
         context_mlp(contexts=1)
     with pytest.raises(Refusal, match="reference=frozen"):
         ClosedFormReference().token_logps(tokens([(1, [2])]), stats=("entropy",))
+
+
+def test_it_cannot_be_a_reward_model(policy):
+    with pytest.raises(Refusal, match="language model"):
+        freeze_output_layer(policy)
