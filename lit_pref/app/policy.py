@@ -63,7 +63,10 @@ def policy_of(request: Request) -> tuple[Task, HFPolicy]:
 def trains_policy(cfg: Any) -> bool:
     """Whether a run's objective trains a policy; reward models train a score."""
     target = OmegaConf.select(cfg, "objective._target_")
-    return target is None or get_object(target).needs.policy
+    try:
+        return target is None or get_object(target).needs.policy
+    except ImportError:  # its package is not here; the weights of a policy do not need it
+        return True
 
 
 def reward_of(cfg: DictConfig, task: Task, *, prefer_true: bool, measure: bool = False) -> Any:

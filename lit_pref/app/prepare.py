@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import lit_pref
 from lit_pref.app import preflight
 from lit_pref.errors import Refusal
 
@@ -208,7 +208,7 @@ def _describe(cfg: DictConfig, name: str, node: DictConfig) -> Preparation:
     config = _compose(node.command, overrides, searched)
     config["paths"] = {**config["paths"], "cache_dir": str(cache), "run_dir": None}
     identity = {k: v for k, v in config.items() if k != "paths"}
-    text = json.dumps([metadata.version("lit-pref"), node.command, source, identity],
+    text = json.dumps([lit_pref.__version__, node.command, source, identity],
                       sort_keys=True, default=str)  # fmt: skip
     text = text.replace(str(cache), "")  # another place for the same runs
     mark = hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -205,8 +205,8 @@ class ContextMLPPolicy(nn.Module):
     def hidden_size(self) -> int:
         return int(self.model.head.in_features)
 
-    def frozen_copy(self) -> ContextMLPPolicy:
-        """A copy without gradients, in eval mode."""
+    def frozen_copy(self, *, adapters: bool = False) -> ContextMLPPolicy:
+        """A copy without gradients, in eval mode; there are no adapters."""
         self.load()
         twin = ContextMLPPolicy(self.spec)
         twin.model = copy.deepcopy(self.model)

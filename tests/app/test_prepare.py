@@ -70,7 +70,7 @@ def test_the_fingerprint_is_of_what_matters(tmp_path):
 
 def test_the_version_of_the_package_is_part_of_it(tmp_path, monkeypatch):
     before = plan(composed(cache=tmp_path))[0].folder
-    monkeypatch.setattr(module.metadata, "version", lambda name: "99")
+    monkeypatch.setattr(module.lit_pref, "__version__", "99")
     assert plan(composed(cache=tmp_path))[0].folder != before
 
 

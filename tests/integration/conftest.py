@@ -1,48 +1,10 @@
 """Running whole jobs in this process, from composed configurations."""
 
-import csv
-import json
-
 import pytest
+from tests_integration_support import make_job
 
 
 @pytest.fixture
 def job(tmp_path):
     """``job(*overrides)`` runs one job and returns its folder, outcome and files."""
     return make_job(tmp_path)
-
-
-def make_job(base):
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from lit_pref.app.preflight import config_dir
-    from lit_pref.app.run import run_job
-
-    class Done:
-        def __init__(self, folder, outcome):
-            self.folder, self.outcome = folder, outcome
-
-        @property
-        def summary(self):
-            return json.loads((self.folder / "summary.json").read_text())
-
-        @property
-        def metrics(self):
-            return list(csv.DictReader((self.folder / "metrics.csv").open()))
-
-        def lines(self, name):
-            return [json.loads(x) for x in (self.folder / name).read_text().splitlines()]
-
-    count = 0
-
-    def run(*overrides, folder=None):
-        nonlocal count
-        count += 1
-        folder = folder or base / f"run{count}"
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = compose("train", overrides=[*overrides, f"paths.run_dir={folder}"])
-        return Done(folder, run_job(cfg, folder))
-
-    return run

@@ -42,7 +42,7 @@ def make_samples(job, file):
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    from conftest import make_job
+    from tests_integration_support import make_job
 
     folder = tmp_path_factory.mktemp("samples")
     make_samples(make_job(folder), folder / "samples.jsonl")
@@ -104,7 +104,7 @@ def test_the_committed_matrix_is_whole():
 
 
 def main():
-    from conftest import make_job
+    from tests_integration_support import make_job
 
     matrix = {}
     with tempfile.TemporaryDirectory() as base:
