@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -167,7 +167,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None, float | None
 
 
 def verdict(
-    checks: Sequence[Check], numbers: dict[str, Sequence[float]], *, quick: bool = False
+    checks: Sequence[Check], numbers: Mapping[str, Sequence[float]], *, quick: bool = False
 ) -> tuple[Verdict, list[Outcome]]:
     """Apply a criterion.
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def write_figure(
     out: Path,
     verdict: str,
     outcomes: Sequence[Outcome],
-    numbers: dict[str, Sequence[float]],
+    numbers: Mapping[str, Sequence[float]],
     tables: Sequence[list[list[str]]],
     curves: Curves,
     seeds: Sequence[int],
