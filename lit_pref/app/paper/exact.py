@@ -251,15 +251,15 @@ def fig20(picture: Path, title: str, cache: Path) -> tuple[Numbers, list[Table]]
     first, second = theory.kl_descent(even, goal, eta=0.93, steps=1)
     with plots.figure(picture, 1, 2, title=title, size=2.9) as axes:
         plots.bars(axes[0][0], list("0123"), [
-            ("start", start), ("forward KL(q||p), mode-covering", covering[3]),
-            ("reverse KL(p||q), mode-seeking", seeking[3]), ("target q", target),
+            ("start", start.tolist()), ("forward KL(q||p), mode-covering", covering[3].tolist()),
+            ("reverse KL(p||q), mode-seeking", seeking[3].tolist()), ("target q", target.tolist()),
         ])  # fmt: skip
         axes[0][0].set_title(
             "3 steps of 0.93; the published start:\nforward KL is ahead on category 2"
         )
         plots.bars(axes[0][1], list("012"), [
-            ("start", even), ("forward KL(q||p), mode-covering", first[1]),
-            ("reverse KL(p||q), mode-seeking", second[1]), ("target q", goal),
+            ("start", even.tolist()), ("forward KL(q||p), mode-covering", first[1].tolist()),
+            ("reverse KL(p||q), mode-seeking", second[1].tolist()), ("target q", goal.tolist()),
         ])  # fmt: skip
         axes[0][1].set_title("1 step of 0.93; inside the theorem's region:\nreverse KL is ahead")
         axes[0][0].set_ylabel("probability")
