@@ -10,13 +10,13 @@ tensors with offsets (``FlatTokens``); no padded tensor appears here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_pref.errors import Refusal
 
@@ -38,6 +38,7 @@ __all__ = [
     "RoundClient",
     "Sampler",
     "TokenStats",
+    "TrainedPolicy",
     "View",
 ]
 
@@ -558,10 +559,47 @@ class Policy(Protocol):
         ...
 
 
+class TrainedPolicy(Policy, Protocol):
+    """A policy as objectives see it: a torch module, whose weights are loaded late."""
+
+    spec: Any
+    """What it was made from; see ``lit_pref.policies.spec.ModelSpec``."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the last hidden state; the model must be loaded."""
+        ...
+
+    def __call__(self, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
+        """``token_logps`` through the module's hooks."""
+        ...
+
+    def load(self) -> Policy:
+        """Load the weights; does nothing the second time."""
+        ...
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write what was trained."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def train(self, mode: bool = True) -> Policy: ...
+
+
 class Reference(Protocol):
     """The model that the policy is held near."""
 
-    fingerprint: str | None
+    @property
+    def fingerprint(self) -> str | None:
+        """What the weights are; None while they are not known, or change."""
+        ...
+
+    def prepare(self, policy: Policy) -> None:
+        """Take from the loaded policy what it needs; does nothing the second time."""
+        ...
+
+    def to(self, device: torch.device) -> None: ...
 
     def token_logps(self, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats: ...
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def make(node: DictConfig, *, without: tuple[str, ...] = (), **extra: Any) -> An
     taken = inspect.signature(kind).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
     fields = {k: v for k, v in fields.items() if k not in _NOT_ARGUMENTS or k in taken}
-    arguments = {k: _nested(v) for k, v in fields.items()}
+    arguments = {str(k): _nested(v) for k, v in fields.items()}
     arguments.update({k: v for k, v in extra.items() if k in taken or open_ended})
     if arguments.pop("_partial_", False):
         return functools.partial(kind, **arguments)
@@ -129,6 +130,13 @@ def make_reward(cfg: DictConfig, task: Task, **extra: Any) -> Any:
     return make(cfg.reward, without=("name",), true_reward=task.true_reward(), **extra)
 
 
+def _with_cache(initialise: Callable[..., None], cache_dir: str) -> Callable[..., None]:
+    """A task's ``initialise``, told where to keep what it makes if it asks."""
+    if "cache_dir" not in inspect.signature(initialise).parameters:
+        return initialise
+    return functools.partial(initialise, cache_dir=cache_dir)
+
+
 def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, HFPolicy]:
     """The task, its files read and checked, and the policy without its weights.
 
@@ -148,11 +156,7 @@ def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, 
     )
     _check_lengths(cfg, spec, task)
     task.check()
-    start = None
-    if initialise:
-        start = task.initialise
-        if "cache_dir" in inspect.signature(task.initialise).parameters:
-            start = functools.partial(task.initialise, cache_dir=cfg.paths.cache_dir)
+    start = _with_cache(task.initialise, cfg.paths.cache_dir) if initialise else None
     policy = (spec.policy or HFPolicy)(
         spec,
         initialise=start,

@@ -71,11 +71,11 @@ def process_count(cfg: DictConfig) -> int:
     if started_by() != "itself" or devices in (1, "1") or kind == "tpu":
         return 1
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    devices = OmegaConf.to_container(devices) if OmegaConf.is_config(devices) else devices
+    wanted: Any = OmegaConf.to_container(devices) if OmegaConf.is_config(devices) else devices
     try:
         return L.Trainer(
             accelerator=kind,
-            devices=devices,
+            devices=wanted,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

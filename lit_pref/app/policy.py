@@ -149,7 +149,7 @@ def checkpoint_file(run: Path, which: str) -> Path:
     path = {"best": folder / "best.ckpt", "export": export}.get(which, Path(which).expanduser())
     if not path.exists():
         present = sorted(p.stem for p in folder.glob("*.ckpt")) if folder.is_dir() else []
-        there = [*(p for p in ("last", "best") if p in present)]
+        there: list[str] = [*(p for p in ("last", "best") if p in present)]
         there += ["export"] if export.is_dir() else []
         raise Refusal(
             f"checkpoint={which}: {path} does not exist; this run has "

@@ -31,7 +31,7 @@ class RoundCallback(L.Callback):
             return
         # Validation is the Evaluation callback's; Lightning's loop serves trainer.validate alone.
         self._limit, trainer.limit_val_batches = trainer.limit_val_batches, 0
-        data = trainer.datamodule
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # not declared
         if not isinstance(data, RoundDataModule):
             raise Refusal(
                 f"expected one of lit_pref's DataModules, got {type(data).__name__}; pass "
@@ -66,7 +66,8 @@ class RoundCallback(L.Callback):
                     f"trainer.{name}={value} does not apply (an optimizer step is one batch of "
                     f"groups, optimised manually); use {instead} instead"
                 )
-        every = trainer.reload_dataloaders_every_n_epochs
+        # set by Lightning, not declared
+        every: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if every != 1:
             raise Refusal(
                 f"trainer.reload_dataloaders_every_n_epochs={every}: rounds need 1; build the "

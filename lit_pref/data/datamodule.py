@@ -122,7 +122,7 @@ class RoundDataModule(L.LightningDataModule):
         self.newly_sampled: list[Group] = []
         self.round_counts: dict[str, float] = {}
         self.validation_prompts = task.validation()
-        self.held_out_groups: list[Group] = []
+        self.held_out_groups: Sequence[Group] = []
         self.predict_prompts: Sequence[Prompt] | None = None
         self.listeners: list[RoundListener] = []
         self.counters = {"samples": 0, "reward_queries": 0, "eval_queries": 0}

@@ -50,6 +50,7 @@ def make_round(data: RoundDataModule, index: int, client: RoundClient) -> Round:
     round.notes.token.update(sampled_logps(round).token)
     round.view = client.view(round, seed=data.seed)
     client.observe(round)
+    assert data.trainer is not None
     values, asked = data.reward_log.of_round(groups, world=data.trainer.world_size)
     round.counts.update(values)
     data.counters["eval_queries"] += asked

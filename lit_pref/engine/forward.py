@@ -60,7 +60,7 @@ def hf_token_stats(
         hidden = flat[layout.rows]
         out = _from_hidden(model, hidden, tokens.response_ids, wanted)
     else:
-        seen: list[Tensor] = []
+        seen: list[Tensor | None] = []
         out = _with_stats(_logits(model, layout, seen), tokens.response_ids, wanted)
         if not wanted & {"hidden", "final_hidden"}:
             return out
@@ -106,7 +106,7 @@ def _flat(hidden: Tensor) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _logits(model: Any, layout: PackedLayout | PaddedLayout, seen: list[Tensor]) -> Tensor:
+def _logits(model: Any, layout: PackedLayout | PaddedLayout, seen: list[Tensor | None]) -> Tensor:
     """[T, V] logits by the model's own head; the last hidden states are left in ``seen``."""
     watch = model.base_model.register_forward_hook(
         lambda module, inputs, output: seen.append(getattr(output, "last_hidden_state", None))

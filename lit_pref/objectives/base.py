@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, cast
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
 
 from lit_pref.functional.segments import segment_sum
 from lit_pref.metrics.window import Window
@@ -25,6 +26,7 @@ from lit_pref.objectives.evaluate import log_measures, predict_groups
 from lit_pref.objectives.forward import EngineForward
 from lit_pref.objectives.gradient_parts import gradient_parts
 from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings, clip_gradients
+from lit_pref.objectives.run_data import data_of
 from lit_pref.objectives.step import backward, backward_coupled
 from lit_pref.policies.sharding import is_sharded, shard
 from lit_pref.types import (
@@ -38,6 +40,7 @@ from lit_pref.types import (
     Refusal,
     Round,
     TokenStats,
+    TrainedPolicy,
     View,
 )
 
@@ -108,7 +111,7 @@ class ObjectiveModule(L.LightningModule):
                 f"{type(self).__name__} needs a reference model; use reference=frozen "
                 "(in Python: reference=FrozenReference())"
             )
-        self.policy = policy
+        self.policy = cast(TrainedPolicy, policy)  # one that only samples cannot be trained
         self.reference = reference
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.scheduler_settings = scheduler or SchedulerSettings()
@@ -196,6 +199,7 @@ class ObjectiveModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
         self._lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
         self.policy.train()
@@ -204,6 +208,7 @@ class ObjectiveModule(L.LightningModule):
         self._update(optimizer, batch)
         scheduler = self.lr_schedulers()
         if scheduler is not None:
+            assert not isinstance(scheduler, list)
             scheduler.step()
         self.log_step(batch)
 
@@ -251,8 +256,9 @@ class ObjectiveModule(L.LightningModule):
             self.window.add_total(name, torch.tensor(value, dtype=torch.float64), 1.0)
         self.window.add_total("learning_rate", torch.tensor(self._lr, dtype=torch.float64), 1.0)
         step = self.trainer.global_step
-        total = self.trainer.datamodule.total_steps
-        if step % self.trainer.log_every_n_steps == 0 or step == total:
+        total = data_of(self.trainer).total_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # not declared
+        if step % every == 0 or step == total:
             self.log_window()
 
     def log_window(self) -> None:
@@ -263,7 +269,7 @@ class ObjectiveModule(L.LightningModule):
         values = self.window.flush(self.sum_over_processes, names)
         finish_importance(values)
         values["skipped_steps"] = float(self.skipped_steps)
-        progress = self.trainer.datamodule.progress()
+        progress = data_of(self.trainer).progress()
         for logger in self.trainer.loggers:
             logger.log_metrics({**progress, **values}, step=self.trainer.global_step)
         self.latest = values
@@ -302,13 +308,13 @@ class ObjectiveModule(L.LightningModule):
         if self.reference is not None:
             self.reference.prepare(self.policy)
         if mesh is not None and not is_sharded(self.policy):
-            shard(self.policy, mesh["data_parallel"])
-            if self.reference is not None:
-                shard(self.reference.copy, mesh["data_parallel"])
+            for model in (self.policy, getattr(self.reference, "copy", None)):
+                if isinstance(model, nn.Module):
+                    shard(model, mesh["data_parallel"])
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.optimizer_settings.build(self.parameter_groups())
-        total = self.trainer.datamodule.total_steps
+        total = data_of(self.trainer).total_steps
         scheduler = self.scheduler_settings.build(optimizer, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
 

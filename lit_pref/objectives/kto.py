@@ -15,6 +15,7 @@ from lit_pref.functional.unpaired import kto_loss
 from lit_pref.objectives.base import SharedArgs
 from lit_pref.objectives.checks import positive, within
 from lit_pref.objectives.families.unpaired import UnpairedModule
+from lit_pref.objectives.run_data import data_of
 from lit_pref.types import Batch, FlatTokens, Needs, Policy, Refusal
 
 __all__ = ["KTO", "mismatched"]
@@ -72,7 +73,7 @@ class KTO(UnpairedModule):
         )
 
     def setup(self, stage: str) -> None:
-        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        size = data_of(self.trainer).batch_size
         if stage == "fit" and size < 2:
             raise Refusal(
                 f"KTO estimates its KL from responses after other prompts of the batch, but "

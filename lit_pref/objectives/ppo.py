@@ -228,8 +228,8 @@ class PPO(PolicyGradientModule):
     def configure_model(self) -> None:
         super().configure_model()
         if self.critic is not None:
-            dtype = next(self.policy.parameters()).dtype  # type: ignore[attr-defined]
-            self.critic.prepare(self.policy.hidden_size, dtype=dtype)  # type: ignore[attr-defined]
+            dtype = next(self.policy.parameters()).dtype
+            self.critic.prepare(self.policy.hidden_size, dtype=dtype)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = super().parameter_groups()

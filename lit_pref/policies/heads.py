@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.functional.rng import generator
-from lit_pref.types import Refusal
+from lit_pref.types import Policy, Refusal
 
 __all__ = ["ScalarHead", "freeze_output_layer"]
 
@@ -86,7 +86,7 @@ class ScalarHead(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def freeze_output_layer(policy: nn.Module) -> None:
+def freeze_output_layer(policy: Policy) -> None:
     """Take an output layer that no loss reads out of training, unless it is the embedding too.
 
     Otherwise weight decay would shrink it, and processes would wait for its gradient.

@@ -93,7 +93,10 @@ def hf(
         _set_chat_template(tokenizer, Path(chat_template).expanduser())
     dropout_off(config)
     try:
-        generation = GenerationConfig.from_pretrained(source, revision=pinned)
+        generation = GenerationConfig.from_pretrained(
+            source,
+            revision=pinned,  # type: ignore[arg-type]  # None is the default branch
+        )
     except OSError:  # the file is optional
         generation = None
     eos_ids = eos_ids_of(text_config, generation, tokenizer)
@@ -122,9 +125,10 @@ def _load(
     quantize: Quantize | None,
 ) -> PreTrainedModel:
     extra = {} if quantize is None else {"quantization_config": _quantization(quantize, dtype)}
+    auto: Any = AutoModelForCausalLM  # declared without the second result of output_loading_info
     with no_progress_bars():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto.from_pretrained(
                 source,
                 config=copy.deepcopy(config),
                 revision=revision,
@@ -246,7 +250,7 @@ def _check_causal(config: PreTrainedConfig, source: str) -> None:
     expected = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if known else ()
     classes = expected if isinstance(expected, tuple) else (expected,)
     # Encoders have a causal class too, so what was saved decides.
-    fits = not saved_as or any(c.__name__ in saved_as for c in classes)
+    fits = not saved_as or any(c is not None and c.__name__ in saved_as for c in classes)
     if known and fits and not config.is_encoder_decoder:
         return
     raise Refusal(

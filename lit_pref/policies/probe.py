@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_pref.engine import attention
-from lit_pref.engine.forward import hf_token_stats, packed_inputs
+from lit_pref.engine.forward import Path, hf_token_stats, packed_inputs
 from lit_pref.engine.layout import pack
 from lit_pref.policies.spec import ModelSpec
 from lit_pref.types import FlatTokens
@@ -73,12 +73,15 @@ def _difference(model: Any, spec: ModelSpec, plain_head: bool) -> str | None:
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     if window and window not in layout.windows:
         return f"its window of {window} did not reach the packed attention"
-    packed, padded = (
-        hf_token_stats(
-            model, tokens, path=p, stats=("hidden",), plain_head=plain_head, pad_id=spec.pad_id
-        ).hidden.double()
-        for p in ("packed", "padded")
-    )
+
+    def states(path: Path) -> Tensor:
+        hidden = hf_token_stats(
+            model, tokens, path=path, stats=("hidden",), plain_head=plain_head, pad_id=spec.pad_id
+        ).hidden
+        assert hidden is not None
+        return hidden.double()
+
+    packed, padded = states("packed"), states("padded")
     gap = float((packed - padded).norm() / padded.norm())
     half = weight.dtype in (torch.float16, torch.bfloat16)
     rounding = torch.finfo(weight.dtype if half else torch.float32).eps

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,10 +39,10 @@ class FrozenReference:
         """What the weights are; None before ``prepare``."""
         return None if self.copy is None else self.copy.spec.fingerprint
 
-    def prepare(self, policy: HFPolicy) -> None:
+    def prepare(self, policy: Policy) -> None:
         """Take the copy; does nothing the second time."""
-        if self.copy is None:
-            self.copy = policy.frozen_copy()
+        if self.copy is None:  # of any policy that has the methods used here
+            self.copy = cast(HFPolicy, policy).frozen_copy()
 
     def to(self, device: torch.device) -> None:
         if self.copy is not None:
@@ -108,10 +109,10 @@ class MovingReference:
         self.mix, self.every = float(mix), every
         self.copy: HFPolicy | None = None
 
-    def prepare(self, policy: HFPolicy) -> None:
+    def prepare(self, policy: Policy) -> None:
         """Take the copy; does nothing the second time."""
         if self.copy is None:
-            self.copy = policy.frozen_copy(adapters=True)
+            self.copy = cast(HFPolicy, policy).frozen_copy(adapters=True)
 
     def to(self, device: torch.device) -> None:
         if self.copy is not None:
@@ -128,7 +129,7 @@ class MovingReference:
         assert self.copy is not None, "prepare comes first"
         if round == 0 or round % self.every:
             return
-        theirs = dict(policy.named_parameters())  # type: ignore[attr-defined]
+        theirs = dict(cast(HFPolicy, policy).named_parameters())
         for name, weight in self.copy.named_parameters():
             if theirs[name] is not weight:  # with LoRA both have the same weights
                 weight.lerp_(theirs[name].detach().to(weight), self.mix)

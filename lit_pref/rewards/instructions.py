@@ -88,7 +88,7 @@ def satisfied(text: str, check: Mapping[str, Any]) -> bool:
     value = check.get(name, True if expected is bool else None)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise ValueError(f"check {kind!r} needs {name!r} ({expected.__name__}); got {check!r}")
-    if expected is list and not all(isinstance(v, str) and v for v in value):
+    if isinstance(value, list) and not all(isinstance(v, str) and v for v in value):
         raise ValueError(f"check {kind!r} needs {name!r} to be a list of words; got {check!r}")
     return bool(text.strip()) and holds(text, value)
 

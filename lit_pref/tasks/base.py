@@ -5,7 +5,9 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
-from lit_pref.types import Group, Policy, Prompt, RewardSource
+from torch import nn
+
+from lit_pref.types import Group, Prompt, RewardSource
 
 __all__ = ["Task"]
 
@@ -67,7 +69,7 @@ class Task(abc.ABC):
         """The reward that defines success, where the task knows it."""
         return None
 
-    def initialise(self, policy: Policy) -> None:  # noqa: B027  (most policies come trained)
+    def initialise(self, model: nn.Module) -> None:  # noqa: B027  (most policies come trained)
         """Bring a new policy to the task's initial policy."""
 
     def fingerprint(self) -> str:

@@ -15,8 +15,9 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import lightning as L
 import torch
 from torch import Tensor
 
@@ -44,6 +45,10 @@ from lit_pref.testing.tiny import TinyPolicy, tiny_groups
 from lit_pref.types import Group, Round
 
 __all__ = ["ObjectiveTester"]
+
+
+def _attach(module: ObjectiveModule, trainer: StandInTrainer) -> None:
+    module.trainer = cast(L.Trainer, trainer)
 
 
 class ObjectiveTester:
@@ -84,17 +89,18 @@ class ObjectiveTester:
         policy = TinyPolicy(dtype=dtype)
         module = self.make(policy, **{"reference": FrozenReference(), **shared})
         module.to(dtype)
-        module.trainer = StandInTrainer()
+        _attach(module, StandInTrainer())
         module.configure_model()
-        if module.reference is not None and module.reference.copy is not None:
-            module.reference.copy.perturb(0.2, seed=1)
+        copy = getattr(module.reference, "copy", None)
+        if copy is not None:
+            copy.perturb(0.2, seed=1)
         return module
 
     def round(self, module: ObjectiveModule, groups: list[Group]) -> Round:
         """An annotated round, after which the policy has moved on."""
         fill_sampled(module, groups)
         round = make_round(module, groups)
-        module.policy.perturb(0.1, seed=2)
+        cast(TinyPolicy, module.policy).perturb(0.1, seed=2)
         return round
 
     def prepared(
@@ -198,13 +204,14 @@ class ObjectiveTester:
         batches = [make_batch(round, rank=r, world=2) for r in range(2)]
         sent = []
         for batch in batches:
-            module.trainer = StandInTrainer(world_size=2)
+            trainer = StandInTrainer(world_size=2)
+            _attach(module, trainer)
             gradients(module, batch)
-            sent.append(module.trainer.sent)
+            sent.append(trainer.sent)
         sums = [a + b for a, b in zip(*sent, strict=True)]
         total = torch.zeros_like(alone)
         for batch in batches:
-            module.trainer = StandInTrainer(world_size=2, sums=sums)
+            _attach(module, StandInTrainer(world_size=2, sums=sums))
             total += gradients(module, batch) / 2
         assert_close(total, alone, self.tolerance, "two processes")
 

@@ -159,9 +159,8 @@ def _run_cell(cell: Cell, folder: Path) -> Run:
 
     with composing():
         cfg = compose_config([*cell.overrides, "paths.run_dir=."])
-    settings = OmegaConf.to_container(
-        OmegaConf.masked_copy(cfg, [k for k in cfg if k not in ("hydra", "paths")]), resolve=True
-    )
+    names = [str(k) for k in cfg if k not in ("hydra", "paths")]
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, names), resolve=True)
     text = json.dumps([CELL_VERSION, settings], sort_keys=True, default=str)
     place = folder / hashlib.sha256(text.encode()).hexdigest()[:20]
     kept = place / "cell.json"

@@ -62,7 +62,8 @@ def fig02(picture: Path, title: str, cache: Path) -> tuple[Numbers, list[Table]]
         right = axis.twinx()
         right.spines["right"].set_visible(True)
         right.grid(False)
-        for style, (name, label) in enumerate((("r1", "reward R1"), ("r2", "reward R2"))):
+        both: list[tuple[RewardName, str]] = [("r1", "reward R1"), ("r2", "reward R2")]
+        for style, (name, label) in enumerate(both):
             look = {k: v for k, v in plots.STYLES[style].items() if k != "marker"}
             right.plot(range(100), action_rewards(name), label=f"{label} (right axis)", **look)
         right.set_ylabel("reward")

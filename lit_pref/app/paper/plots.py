@@ -6,15 +6,28 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from lit_pref.app.paper.cells import Curves
 from lit_pref.app.paper.criteria import interval
 from lit_pref.errors import Refusal
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+    from torch import Tensor
+
 __all__ = ["STYLES", "bars", "curve_rows", "figure", "legend", "plot_band"]
 
-STYLES = [
+
+class Look(TypedDict):
+    """How one line is drawn: arguments of ``Axes.plot``."""
+
+    color: str
+    linestyle: str | tuple[int, tuple[int, ...]]
+    marker: str
+
+
+STYLES: list[Look] = [
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     {"color": "#009E73", "linestyle": "-.", "marker": "^"},
@@ -24,7 +37,7 @@ STYLES = [
 ]
 HATCHES = ["", "///", "...", "xxx", "\\\\\\", "++"]
 
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -101,8 +114,8 @@ def plot_band(
     every = max(len(means) // 8, 1)
     axis.plot(x, means, label=label, markevery=(style % every, every), **look)
     if all(low is not None for _, low, _ in columns):
-        low, high = [c[1] for c in columns], [c[2] for c in columns]
-        axis.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
+        lows, highs = [c[1] for c in columns], [c[2] for c in columns]
+        axis.fill_between(x, lows, highs, color=look["color"], alpha=0.18, linewidth=0)
 
 
 def curve_rows(
@@ -155,7 +168,9 @@ def curve_rows(
                 axis.set_ylabel(ylabel)
 
 
-def bars(axis: Any, names: Sequence[str], groups: Sequence[tuple[str, Sequence[float]]]) -> None:
+def bars(
+    axis: Any, names: Sequence[str], groups: Sequence[tuple[str, Sequence[float] | Tensor]]
+) -> None:
     """Grouped bars, told apart by colour and hatching."""
     width = 0.8 / len(groups)
     for n, (label, values) in enumerate(groups):

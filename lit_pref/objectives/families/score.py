@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from lit_pref.objectives.families.paired import PairedModule, PairwiseArgs
 from lit_pref.objectives.families.pairwise import reward_metrics
+from lit_pref.objectives.run_data import data_of
 from lit_pref.policies.heads import ScalarHead, freeze_output_layer
 from lit_pref.policies.scorer import save_scorer
 from lit_pref.types import Batch, FlatTokens, Group, Needs, Policy, Refusal, TokenStats
@@ -50,7 +51,8 @@ class ScoreModule(PairedModule):
                 f"objective.negative_weight={shared['negative_weight']} does not apply to "
                 f"{type(self).__name__}: its loss has no gradient in log-probs; leave it out"
             )
-        super().__init__(policy, **{**shared, "reference": None})  # type: ignore[typeddict-item]
+        shared["reference"] = None
+        super().__init__(policy, **shared)
         self.score_head = ScalarHead(init="normal") if head is None else head
 
     @abstractmethod
@@ -103,8 +105,8 @@ class ScoreModule(PairedModule):
         margins: list[float] = []
         start = 0
         for slot, group in mine:
-            for chosen, rejected in self.group_pairs(group, slot, 0, 0):
-                index.append((start + chosen, start + rejected))
+            for better, worse in self.group_pairs(group, slot, 0, 0):
+                index.append((start + better, start + worse))
                 margins.append(group.margin or 0.0)
             start += len(group.responses)
         sums = torch.zeros(4, device=self.device)
@@ -123,13 +125,13 @@ class ScoreModule(PairedModule):
     @torch.no_grad()
     def group_scores(self, groups: Sequence[Group]) -> Tensor:
         """[B] scores of all responses of some groups, in order."""
-        forward = self.forward_pass(self.trainer.datamodule.micro_batch_tokens)  # type: ignore[attr-defined]
+        forward = self.forward_pass(data_of(self.trainer).micro_batch_tokens)
         stats = forward("policy", FlatTokens.from_groups(groups), stats=("final_hidden",))
         if stats.final_hidden is None:
             return torch.zeros(0, device=self.device)
         return self.score_head(stats.final_hidden.to(self.device))
 
-    def _does_not_sample(self, *args: Any) -> NoReturn:
+    def _does_not_sample(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise Refusal(
             f"trainer.validate, test and predict sample from a policy, and {type(self).__name__} "
             "trains none; its accuracy on held-out pairs (val/accuracy) is measured during fit"
@@ -142,8 +144,8 @@ class ScoreModule(PairedModule):
     def configure_model(self) -> None:
         super().configure_model()
         freeze_output_layer(self.policy)
-        dtype = next(self.policy.parameters()).dtype  # type: ignore[attr-defined]
-        self.score_head.prepare(self.policy.hidden_size, dtype=dtype)  # type: ignore[attr-defined]
+        dtype = next(self.policy.parameters()).dtype
+        self.score_head.prepare(self.policy.hidden_size, dtype=dtype)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [*super().parameter_groups(), {"params": list(self.score_head.parameters())}]
