@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lit_pref.data.generate import generate_groups  # noqa: E402
-from lit_pref.rewards import CallableReward, assess  # noqa: E402
-from lit_pref.types import Group, Prompt, Response  # noqa: E402
+from lit_pref.data.generate import generate_groups
+from lit_pref.rewards import CallableReward, assess
+from lit_pref.types import Group, Prompt, Response
 
 PROMPTS, RESPONSES, SAMPLING = 16, 4, 0.1
 

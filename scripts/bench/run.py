@@ -115,7 +115,10 @@ def table(a):
     ]
     for name in a.rows.split(",") if a.rows else TABLE:
         base, floor, ours, key, to_floor, to_base = TABLE[name]
-        commands = {n: command(t) for n, t in zip(("trl", "floor", "ours"), (base, floor, ours), strict=True)}
+        commands = {
+            n: command(t)
+            for n, t in zip(("trl", "floor", "ours"), (base, floor, ours), strict=True)
+        }
         found = compare(name, commands, a)
         if any(not found["runs"].get(n) for n in commands):
             lines.append(f"| {name} | failed: {str(found['failure']).splitlines()[0]} | | | | | |")

@@ -112,7 +112,7 @@ def test_three_files_are_enough(copy, session_cache):
     for name in [k for k in environment if k.startswith("PYTEST_")]:
         del environment[name]
     done = subprocess.run(
-        [sys.executable, "-c", RUN, "-q", "-k", "hinged", "-p", "no:cacheprovider", "-rA", *tests],
+        [sys.executable, "-c", RUN, "-q", "-n0", "-k", "hinged", "-p", "no:cacheprovider", "-rA", *tests],
         cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     out = done.stdout
