@@ -166,7 +166,8 @@ class RoundDataModule(L.LightningDataModule):
             return groups
 
         # What was sampled for this round before is the same in every process: one keeps it.
-        before = list(self.newly_sampled) if self.trainer.global_rank == 0 else []  # type: ignore[union-attr]
+        rank = self.trainer.global_rank  # type: ignore[union-attr]
+        before = [] if rank else list(self.newly_sampled)
         groups = self._generate(
             self.client,
             prompts,
