@@ -160,7 +160,8 @@ def exact_divergences(occasion: Occasion) -> dict[str, list[float]]:
     some = max(_AT_ONCE // max(sum(map(len, everything)), 1), 1)
     rows: list[tuple[float, float]] = []
     forward: Any = occasion.module.forward_pass(occasion.data.micro_batch_tokens)
-    for start in range(0, len(mine), some):
+    longest = -(-len(prompts) // world)  # shards meet in each forward: as many in every process
+    for start in range(0, longest, some):
         part = mine[start : start + some]
         groups = [
             Group(prompt=p, responses=[Response(ids=ids) for ids in everything]) for p in part
@@ -170,7 +171,9 @@ def exact_divergences(occasion: Occasion) -> dict[str, list[float]]:
         for which in ("policy", "reference"):
             token_logps = forward(which, tokens).logps.double()
             zeros = torch.zeros(tokens.num_responses, dtype=torch.float64)
-            sums.append(zeros.index_add(0, tokens.owner(), token_logps).view(len(part), -1))
+            sums.append(
+                zeros.index_add(0, tokens.owner(), token_logps).view(len(part), len(everything))
+            )
         policy, reference = (s.log_softmax(-1) for s in sums)  # float error of the sum to 1
         reverse, ahead = exact_kl(policy, reference), exact_kl(reference, policy)
         rows += list(zip(reverse.tolist(), ahead.tolist(), strict=True))

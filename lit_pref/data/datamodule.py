@@ -159,15 +159,23 @@ class RoundDataModule(L.LightningDataModule):
             version: optimizer steps the policy has taken.
             source: recorded as where the groups come from.
         """
+
+        def mark(groups: list[Group]) -> list[Group]:
+            for group in groups:
+                group.round, group.policy_version, group.source = index, version, source
+            return groups
+
+        # What was sampled for this round before is the same in every process: one keeps it.
+        rank = self.trainer.global_rank  # type: ignore[union-attr]
+        before = [] if rank else list(self.newly_sampled)
         groups = self._generate(
             self.client,
             prompts,
             key,
             progress=self._on_progress,
-            on_failure=lambda groups: self._on_failure(index, groups),
+            on_failure=lambda found: self._on_failure(index, [*before, *mark(found)]),
         )
-        for group in groups:
-            group.round, group.policy_version, group.source = index, version, source
+        mark(groups)
         responses = sum(len(g.responses) for g in groups)
         self.counters["samples"] += responses
         self.counters["reward_queries"] += 0 if self.reward is None else responses

@@ -88,6 +88,7 @@ def _group(
         raise _wrong(place, f"prompt is {_kind(record['prompt'])}, not text or chat messages")
     for n, response in enumerate(record["responses"]):
         _response(place, response, f"responses[{n}]", vocab_size)
+    _comparisons(place, record.get("comparisons"), len(record["responses"]))
     ends = {*task.eos_ids, *record["sampling"].get("stop_ids", ())}
     _same_tokens(place, record, task, ends)
     try:
@@ -122,6 +123,26 @@ def _response(place: tuple[Path, int], response: Any, name: str, vocab_size: int
         )
     for value in logps:
         _number(place, value, f"{name}.behaviour_logps")
+
+
+def _comparisons(place: tuple[Path, int], comparisons: Any, count: int) -> None:
+    """What an oracle said, if one was asked: (first, second, P(first is better))."""
+    if comparisons is None:
+        return
+    if not isinstance(comparisons, list):
+        raise _wrong(place, f"comparisons is {_kind(comparisons)}, not a list")
+    for n, entry in enumerate(comparisons):
+        whole = isinstance(entry, list) and len(entry) == 3
+        known = whole and all(type(i) is int and 0 <= i < count for i in entry[:2])
+        if not known or entry[0] == entry[1]:
+            raise _wrong(
+                place,
+                f"comparisons[{n}] has to be two different positions below {count} and the "
+                "probability that the first response is better",
+            )
+        _number(place, entry[2], f"comparisons[{n}][2]")
+        if not 0 <= entry[2] <= 1:
+            raise _wrong(place, f"comparisons[{n}][2] is {entry[2]}, not a probability in [0, 1]")
 
 
 def _need(

@@ -104,10 +104,12 @@ def place_of(group: Group) -> str:
 
 
 def _digest(groups: Sequence[Group]) -> str:
-    """The same for the same tokens, rewards and orders, whatever file they lie in."""
+    """The same for the same tokens, rewards, orders and verdicts, whatever file they lie in."""
     out = hashlib.blake2b(digest_size=16)
     for group in groups:
         out.update(repr(group.prompt.ids).encode())
         for r in group.responses:
             out.update(repr((r.ids, r.reward, r.label, r.rank)).encode())
+        if group.comparisons is not None:
+            out.update(repr(group.comparisons).encode())
     return out.hexdigest()

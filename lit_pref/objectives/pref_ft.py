@@ -7,15 +7,11 @@ import math
 import torch
 from typing_extensions import Unpack
 
-from lit_pref.functional.pairing import PAIRINGS, Pairing, pair_indices
+from lit_pref.functional.pairing import PAIRINGS, Pairing
 from lit_pref.functional.rng import generator
 from lit_pref.objectives.checks import choice, positive, within
-from lit_pref.objectives.families.supervised import (
-    SupervisedArgs,
-    SupervisedModule,
-    Weights,
-    group_scores,
-)
+from lit_pref.objectives.families.paired import pairs_of
+from lit_pref.objectives.families.supervised import SupervisedArgs, SupervisedModule, Weights
 from lit_pref.types import Needs, Policy, Round, View
 
 __all__ = ["PrefFT"]
@@ -68,18 +64,13 @@ class PrefFT(SupervisedModule):
     def weights(self, round: Round, *, seed: int) -> Weights:
         out: Weights = []
         for slot, group in enumerate(round.groups):
-            scores = group_scores(group)
             row: list[float | None] = [None] * len(group.responses)
-            found = (
-                []
-                if scores is None
-                else pair_indices(
-                    scores,
-                    self.pairs,
-                    min_gap=self.min_gap,
-                    temperature=self.pair_temperature,
-                    generator=generator(seed, "pairs", round.index, slot, group.prompt.id),
-                )
+            found = pairs_of(
+                group,
+                self.pairs,
+                min_gap=self.min_gap,
+                temperature=self.pair_temperature,
+                draws=generator(seed, "pairs", round.index, slot, group.prompt.id),
             )
             for chosen, _ in found:
                 row[chosen] = (row[chosen] or 0.0) + 1.0

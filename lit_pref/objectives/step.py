@@ -120,12 +120,12 @@ def _backward_nothing(module: ObjectiveModule, batch: Batch) -> None:
 
 
 def _placeholder(tokens: FlatTokens) -> FlatTokens:
-    """One predicted token of the first prompt: something to run backward through."""
+    """One predicted token after the first prompt: something to run backward through."""
     first = tokens.prompt_ids[: tokens.prompt_lengths[0]]
     return FlatTokens(
         prompt_ids=first,
         prompt_lengths=[len(first)],
-        response_ids=first[:1],
+        response_ids=torch.zeros_like(first[:1]),  # token 0: every vocabulary has it
         lengths=[1],
         prompt_of=[0],
     )

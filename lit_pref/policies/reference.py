@@ -26,7 +26,7 @@ class FrozenReference:
 
     Args:
         cache_dir: folder below which log-probs of stored responses are kept for later runs; None
-            computes them in every run.
+            computes them in every run, as do policies that are no language model.
     """
 
     def __init__(self, *, cache_dir: str | Path | None = None) -> None:
@@ -60,11 +60,12 @@ class FrozenReference:
             precision: of the forwards, as the trainer names it.
         """
         assert self.copy is not None, "prepare comes first"
-        if self.cache_dir is None or is_sharded(self.copy):
+        digest = getattr(self.copy, "base_digest", None)  # the bandits' small policies have none
+        if self.cache_dir is None or digest is None or is_sharded(self.copy):
             return None
         if self._cache is None:
             facts = {
-                "weights": self.copy.base_digest(),
+                "weights": digest(),
                 "precision": precision,
                 "forward": self.copy.path,
                 "device": self.copy.device.type,
@@ -112,7 +113,9 @@ class MovingReference:
     def prepare(self, policy: Policy) -> None:
         """Take the copy; does nothing the second time."""
         if self.copy is None:
-            self.copy = cast(HFPolicy, policy).frozen_copy(adapters=True)
+            adapted = getattr(policy, "lora", None) is not None
+            trained = cast(HFPolicy, policy)
+            self.copy = trained.frozen_copy(adapters=True) if adapted else trained.frozen_copy()
 
     def to(self, device: torch.device) -> None:
         if self.copy is not None:

@@ -1,6 +1,7 @@
 """Instruments in a run: what they say is right, and they change nothing."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,3 +313,34 @@ def test_every_number_is_finite(fit):
     done = fit(DPO(policy(), reference=Reference()), everything(), rounds=3)
     for row in done.rows:
         assert all(math.isfinite(float(v)) for v in row.values() if v)
+
+
+def test_every_process_makes_as_many_exact_forwards(monkeypatch):
+    """Shards of a model meet in each forward: one process with a prompt less would wait for ever."""
+    from lit_pref.callbacks import sample_statistics as module
+
+    monkeypatch.setattr(module, "_AT_ONCE", 50)  # 25 responses of 2 tokens: one prompt at once
+    monkeypatch.setattr(module, "gather_strided", lambda rows, world: rows)
+    calls = [[], []]
+    for rank in (0, 1):
+
+        def forward(which, tokens, rank=rank):
+            calls[rank].append((which, tokens.num_responses))
+            return SimpleNamespace(logps=torch.full((sum(tokens.lengths),), -math.log(5)))
+
+        occasion = SimpleNamespace(
+            data=SimpleNamespace(
+                task=SimpleNamespace(eos_ids=()), micro_batch_tokens=None,
+                sampler=SimpleNamespace(max_new_tokens=2),
+                validation_prompts=FewResponses().prompts()[:3],
+            ),
+            module=SimpleNamespace(
+                policy=SimpleNamespace(spec=SimpleNamespace(vocab_size=5)),
+                forward_pass=lambda budget, forward=forward: forward,
+            ),
+            trainer=SimpleNamespace(global_rank=rank, world_size=2),
+        )  # fmt: skip
+        found = module.exact_divergences(occasion)
+        assert found["kl"] == pytest.approx([0.0] * (2 - rank), abs=1e-6)
+    assert calls[0] == [("policy", 25), ("reference", 25)] * 2
+    assert calls[1] == [("policy", 25), ("reference", 25), ("policy", 0), ("reference", 0)]

@@ -31,6 +31,9 @@ class Watch(L.Callback):
     def on_progress(self, stage, done, total):
         pass
 
+    def on_failed_round(self, index, groups):
+        pass
+
     def on_round(self, round):
         self.rounds.append(round)
 

@@ -110,6 +110,21 @@ def test_another_file_in_its_place_is_refused_on_resume(tmp_path, earlier):
         train(replay(copy, reuse=2), tmp_path / "run", ckpt_path=tmp_path / "run" / "stopped.ckpt")
 
 
+def test_verdicts_of_an_oracle_come_back_and_belong_to_the_data(tmp_path, earlier):
+    records = lines(earlier)
+    for record in records:
+        record["comparisons"] = [[0, 1, 1.0], [1, 2, 0.0]]
+    copy = tmp_path / "samples.jsonl"
+    copy.write_text("".join(json.dumps(r) + "\n" for r in records))
+    _, watch, _ = train(replay(copy, reuse=2), tmp_path / "run", stop=3)
+    pairs = [b.view.pairs.tolist() for b in watch.batches]
+    assert pairs[0] == [[0, 1], [2, 1], [3, 4], [5, 4]]  # not those of the rewards
+    records[0]["comparisons"][0][2] = 0.0
+    copy.write_text("".join(json.dumps(r) + "\n" for r in records))
+    with pytest.raises(Refusal, match="written for other stored data"):
+        train(replay(copy, reuse=2), tmp_path / "run", ckpt_path=tmp_path / "run" / "stopped.ckpt")
+
+
 def test_some_can_be_held_out_for_reward_models(earlier):
     data = replay(earlier, held_out=0.25, batch_size=3)
     assert len(data.held_out_groups) == 2 and data.stored.size == 6
@@ -155,6 +170,11 @@ BROKEN = {
     "a string response": (lambda r: r[0].update(responses=["a"]), "is text, not an object"),
     "a version of text": (lambda r: r[0].update(policy_version="3"), "policy_version is text"),
     "a rank of text": (lambda r: r[0]["responses"][0].update(rank="1"), "rank is text"),
+    "comparisons of text": (lambda r: r[1].update(comparisons="x"), "line 2: comparisons is text"),
+    "a lone number": (lambda r: r[1].update(comparisons=[0.5]), r"line 2: comparisons\[0\]"),
+    "itself": (lambda r: r[1].update(comparisons=[[1, 1, 0.5]]), r"line 2: comparisons\[0\]"),
+    "no such response": (lambda r: r[1].update(comparisons=[[0, 1, 1], [0, 3, 1.0]]), r"ons\[1\]"),
+    "not a probability": (lambda r: r[1].update(comparisons=[[0, 1, 1.5]]), "probability"),
     "other tokenizer": (lambda r: r[0]["responses"][0].update(text="hello"), "tokenizers differ"),
     "other vocabulary": (lambda r: r[0]["responses"][0]["ids"].__setitem__(0, 100), "knows 100"),
 }  # fmt: skip

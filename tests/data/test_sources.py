@@ -1,6 +1,7 @@
 """Ages, orders, groups without signal, views and provenance, for every source."""
 
 import csv
+import json
 import logging
 import math
 
@@ -13,6 +14,7 @@ from lit_pref.data.streams import PromptStream
 from lit_pref.functional.importance import chi_square, effective_share, importance_weights
 from lit_pref.objectives import REINFORCE, RWR, BestOfN
 from lit_pref.policies import HFPolicy, gpt_nano
+from lit_pref.rewards import RewardError
 from lit_pref.tasks import TokenBandit
 from lit_pref.types import Group, Prompt, Refusal, Response
 
@@ -186,6 +188,32 @@ def test_refilling_changes_neither_prompts_nor_samples_of_the_rounds(tmp_path):
     assert firsts == without  # a flat reward trains nothing, so the policies are the same
     texts = [r["text"] for x in refilled for r in x["responses"]]
     assert len(set(texts)) == len(texts)
+
+
+class Breaks(Flat):
+    """Scores so many groups, then fails."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def score(self, groups):
+        self.left -= len(groups)
+        if self.left < 0:
+            raise OSError("no more")
+        return super().score(groups)
+
+
+def test_a_failure_while_refilling_keeps_the_whole_round(tmp_path):
+    # round 0: 4 groups and 2 refills; round 1: 4 groups, then the first refill fails
+    data = source("onpolicy", reward=Breaks(after=10), no_signal="refill", refill_limit=2)
+    with pytest.raises(RewardError, match="no more"):
+        train(data, tmp_path)
+    kept = [json.loads(x) for x in (tmp_path / "failed_round.jsonl").read_text().splitlines()]
+    assert len(lines(tmp_path)) == 6
+    assert len(kept) in (5, 6)  # the failed one, and perhaps one sampled beside it
+    assert [g["reward_source"] for g in kept[:4]] == ["flat@1"] * 4
+    for g in kept:
+        assert (g["source"], g["round"], g["policy_version"]) == ("onpolicy", 1, 4)
 
 
 def test_a_round_without_any_signal_counts_steps_and_changes_nothing(tmp_path):

@@ -87,3 +87,24 @@ def test_ties_have_no_target():
 def test_refusals(options):
     with pytest.raises(Refusal, match=f"objective.{next(iter(options))}"):
         PrefFT(TinyPolicy(), **options)
+
+
+@pytest.mark.parametrize("pairs", ["all", "random", "bradley_terry", "best_worst"])
+def test_it_imitates_the_winners_of_the_pairs_that_pairwise_objectives_make(pairs):
+    """Of an oracle's verdicts, also where they form a cycle; gaps of ranked data are rewards'."""
+    circle = scored(0.5, 0.5, 0.5, comparisons=[[0, 1, 1.0], [1, 2, 1.0], [2, 0, 1.0]])
+    sure = scored(0.3, 0.7, 0.5, group=1, comparisons=[[0, 1, 0.4], [1, 2, 0.8], [2, 0, 0.3]])
+    ranked = scored(0.1, 0.9, 0.2, group=2)
+    for response, rank in zip(ranked.responses, (2, 0, 1), strict=True):
+        response.rank = rank
+    groups = [circle, sure, ranked]
+    options = {"pairs": pairs, "min_gap": 0.3}
+    dpo = DPO(TinyPolicy(), reference=FrozenReference(), **options)
+    mine = PrefFT(TinyPolicy(), **options)
+    for seed in range(5):
+        wins = [[0.0] * 3 for _ in groups]
+        for slot, group in enumerate(groups):
+            for chosen, _ in dpo.group_pairs(group, slot, 0, seed):
+                wins[slot][chosen] += 1
+        found = mine.weights(Round(index=0, groups=groups), seed=seed)
+        assert [[w or 0.0 for w in row] for row in found] == wins

@@ -19,7 +19,7 @@ from lit_pref.functional.rng import generator
 from lit_pref.objectives.base import ObjectiveModule, SharedArgs
 from lit_pref.types import Group, Needs, Policy, Refusal, Round, View
 
-__all__ = ["PairedModule", "PairwiseArgs"]
+__all__ = ["PairedModule", "PairwiseArgs", "pairs_of"]
 
 
 class PairwiseArgs(SharedArgs, total=False):
@@ -76,22 +76,10 @@ class PairedModule(ObjectiveModule):
 
     def group_pairs(self, group: Group, slot: int, round: int, seed: int) -> list[tuple[int, int]]:
         """(chosen, rejected) positions within one group; the same in every pass."""
-        scores = group_order(group)
-        if scores is None or group.weight == 0:
-            return []
-        draws = generator(seed, "pairs", round, slot, group.prompt.id)
-        if group.comparisons is not None:  # an oracle's own verdicts, not those of win shares
-            return compared_pairs(
-                group.comparisons, scores, self.pairs, min_gap=self.min_gap, generator=draws
-            )
-        return pair_indices(
-            scores,
-            self.pairs,
-            gaps=_rewards(group),
-            min_gap=self.min_gap,
-            temperature=self.pair_temperature,
-            generator=draws,
-        )
+        return pairs_of(
+            group, self.pairs, min_gap=self.min_gap, temperature=self.pair_temperature,
+            draws=generator(seed, "pairs", round, slot, group.prompt.id),
+        )  # fmt: skip
 
     def _unusable(self, group: Group) -> tuple[int, int]:
         """(ties, pairs below the gap) among the responses of a group that counts."""
@@ -135,6 +123,28 @@ class PairedModule(ObjectiveModule):
             pairs=torch.tensor(index, dtype=torch.long).reshape(-1, 2),
             pair={"margin": torch.tensor(margins), "weight": torch.tensor(weights)},
         )
+
+
+def pairs_of(
+    group: Group, how: Pairing, *, min_gap: float, temperature: float, draws: torch.Generator
+) -> list[tuple[int, int]]:
+    """(chosen, rejected) positions within one group; none of a group that must not count.
+
+    Args:
+        group: the group.
+        how: the rule; see ``functional.pairing``.
+        min_gap: see ``PairedModule``.
+        temperature: of the Bradley-Terry draw.
+        draws: for the random rules.
+    """
+    scores = group_order(group)
+    if scores is None or group.weight == 0:
+        return []
+    if group.comparisons is not None:  # an oracle's own verdicts, not those of win shares
+        return compared_pairs(group.comparisons, scores, how, min_gap=min_gap, generator=draws)
+    return pair_indices(
+        scores, how, gaps=_rewards(group), min_gap=min_gap, temperature=temperature, generator=draws
+    )
 
 
 def group_order(group: Group) -> list[float] | None:
