@@ -33,8 +33,8 @@ def inspect_file(cfg: DictConfig, file: str) -> None:
     for name in ("rows", "tokens"):
         if not isinstance(cfg[name], int) or isinstance(cfg[name], bool) or cfg[name] < 0:
             raise Refusal(f"{name}={cfg[name]}: expected a whole number from 0")
-    if "TextTask" not in str(OmegaConf.select(cfg, "task._target_")):
-        raise Refusal(f"task={cfg.task.name} reads no files; leave task=... out")
+    if "columns" not in cfg.task:
+        raise Refusal(f"task={cfg.task.name} reads no files of yours; leave task=... out")
     logging.getLogger("lit_pref.formats").setLevel(logging.WARNING)  # the page says it all
     source = open_source(file)  # before a model's tokenizer is made
     spec = make(cfg.model)
@@ -45,9 +45,10 @@ def inspect_file(cfg: DictConfig, file: str) -> None:
         context_length=spec.context_length,
         max_new_tokens=cfg.sampler.max_new_tokens,
     )
+    encoder = getattr(task, "text", task).encoder  # of a task with shipped prompts: of its texts
     columns = check_columns(OmegaConf.to_container(cfg.task.columns) if cfg.task.columns else {})  # type: ignore[arg-type]
     reading = Reading(
-        source, encoder=task.encoder, columns=columns, want=_want(cfg.read_as, source, columns)
+        source, encoder=encoder, columns=columns, want=_want(cfg.read_as, source, columns)
     )
     found = survey(reading, rows=cfg.rows)
     page = Page(colour=_colour(), width=shutil.get_terminal_size((100, 24)).columns)

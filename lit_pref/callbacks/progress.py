@@ -16,7 +16,10 @@ __all__ = ["RunProgress"]
 
 log = logging.getLogger(__name__)
 
-_SHOWN = {"val/reward": "val_reward", "val/kl": "kl", "loss": "loss", "round/reward": "reward"}
+_SHOWN = {
+    "val/reward": "val_reward", "val/kl": "kl", "loss": "loss", "round/reward": "reward",
+    "val/accuracy": "val_accuracy",
+}  # fmt: skip
 
 
 class RunProgress(L.Callback):

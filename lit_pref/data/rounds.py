@@ -43,7 +43,7 @@ def make_round(data: RoundDataModule, index: int, client: RoundClient) -> Round:
     groups = data.make_groups(index, client)
     assert len(groups) == data.prompts_per_round
     strict = data.fresh_groups == data.prompts_per_round == data.batch_size and data.reuse == 1
-    counts, uses = dict(data.round_counts), uses_before(data, index)
+    counts, uses = {**data.task.counts(), **data.round_counts}, uses_before(data, index)
     round = Round(index=index, groups=groups, counts=counts, strict=strict, uses=uses)
     round.keep = client.select(round, seed=data.seed)
     round.notes = annotate_over_processes(client, round, data.trainer, data.micro_batch_tokens)

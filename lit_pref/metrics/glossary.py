@@ -220,6 +220,22 @@ GLOSSARY: dict[str, Entry] = {
                                   "pairs", "few", "lower objective.min_gap"),
     "data/left_out": Entry("stored groups that no whole batch has room for (prompts_per_round=all)",
                            "groups", "0", "a data.batch_size that divides the set"),
+    "data/dropped_prompts": Entry("rows of task.prompts that cannot be used; the log has the "
+                                  "reasons", "rows", "few", "lit-pref inspect FILE shows them"),
+    "data/dropped_pairs": Entry("rows of task.pairs that cannot be used (of the length tasks: "
+                                "also ties)", "rows", "few", "lit-pref inspect FILE shows them"),
+    "data/dropped_validation": Entry("rows of task.validation that cannot be used", "rows", "few",
+                                     "lit-pref inspect FILE shows them"),
+    "data/pairs_held_out": Entry("rows of task.pairs left out because their prompt is held out for "
+                                 "validation", "rows", "few", "name a file in task.validation"),
+    "data/cut_prompts": Entry("prompts of files cut at the length limit", "prompts", "few",
+                              "raise task.max_prompt_tokens"),
+    "data/cut_responses": Entry("responses of files cut at the length limit, with no end",
+                                "responses", "few", "raise task.max_response_tokens"),
+    "data/unended_responses": Entry("tokenised responses of files that have no end of sequence",
+                                    "responses", "0", "end them with the model's end of sequence"),
+    "data/repeated_prompts": Entry("tokenised rows whose responses repeated the prompt, which was "
+                                   "removed", "rows"),
     "data/groups_without_signal": Entry("sampled groups whose rewards are all equal, before "
                                         "refilling (data.no_signal=refill)", "groups", "few",
                                         "more responses per prompt, a finer reward"),

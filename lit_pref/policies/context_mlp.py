@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lit_pref.functional.bandit import ACTIONS, reference_probs
 from lit_pref.functional.contexts import TABLE, WIDTH, context_table
 from lit_pref.policies.lora import LoRA
+from lit_pref.policies.prepare import weights_digest
 from lit_pref.policies.spec import ModelSpec, digest
 from lit_pref.types import FlatTokens, Policy, Refusal, TokenStats
 
@@ -205,8 +206,17 @@ class ContextMLPPolicy(nn.Module):
     def hidden_size(self) -> int:
         return int(self.model.head.in_features)
 
+    def base_digest(self) -> str:
+        """A hash of the table and all weights; ask where they do not train (references)."""
+        self.load()
+        return weights_digest({**self.model.state_dict(), "table": self.model.table})
+
     def frozen_copy(self, *, adapters: bool = False) -> ContextMLPPolicy:
-        """A copy without gradients, in eval mode; there are no adapters."""
+        """A copy without gradients, in eval mode.
+
+        Args:
+            adapters: makes no difference; there are none.
+        """
         self.load()
         twin = ContextMLPPolicy(self.spec)
         twin.model = copy.deepcopy(self.model)

@@ -53,6 +53,7 @@ class ReferenceCache:
         self.folder = Path(root).expanduser() / "reference_logps" / self.fingerprint
         self._rows: dict[bytes, Tensor] = {}
         self._known: set[str] = set()
+        self._said = False
 
     def logps(
         self,
@@ -80,7 +81,10 @@ class ReferenceCache:
             there.update(zip(missing, pieces, strict=True))
             self._write({keys[i]: there[i] for i in missing if stored[i]})
         if (total := sum(stored)) > 0:
-            log.info(
+            level = logging.DEBUG if self._said else logging.INFO  # not with every round
+            self._said = True
+            log.log(
+                level,
                 "reference log-probs: %d of %d stored responses were in %s",
                 total - sum(stored[i] for i in missing),
                 total,

@@ -60,7 +60,8 @@ def save_scorer(policy: HFPolicy, head: ScalarHead, folder: str | Path) -> None:
             HEAD_FILE,
         )
         return
-    model.save_pretrained(folder)
+    with no_progress_bars():
+        model.save_pretrained(folder)
     if policy.spec.tokenizer is not None:
         policy.spec.tokenizer.save_pretrained(folder)
 

@@ -65,6 +65,10 @@ class Task(abc.ABC):
         """
         return None
 
+    def counts(self) -> dict[str, float]:
+        """What became of the rows of files, by the name it is logged under with every round."""
+        return {}
+
     def true_reward(self) -> RewardSource | None:
         """The reward that defines success, where the task knows it."""
         return None

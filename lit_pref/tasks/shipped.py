@@ -120,6 +120,10 @@ class ShippedText(Task):
         """The pairs of ``task.pairs``; None where the data is sampled."""
         return self.text.offline()
 
+    def counts(self) -> dict[str, float]:
+        """What became of the rows of its files."""
+        return self.text.counts()
+
     def decode(self, ids: list[int]) -> str:
         """Text of a response without special tokens."""
         return self.text.decode(ids)

@@ -35,6 +35,13 @@ _SHIPPED_NAME = "lit_pref/tasks/files/prompts.jsonl"
 # Prompt ids are lines plus one of these, so that no two files of a task share an id.
 _PROMPTS_ID, _PAIRS_ID, _VALIDATION_ID = 0, 500_000_000, 1_000_000_000
 
+_CHANGES = {
+    "prompt cut": "data/cut_prompts",
+    "response cut": "data/cut_responses",
+    "response without an end": "data/unended_responses",
+    "prompt repeated in tokenised responses removed": "data/repeated_prompts",
+}
+
 
 class TextTask(Task):
     """A task made of the user's files.
@@ -116,6 +123,7 @@ class TextTask(Task):
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self.drops: dict[str, Drops] = {}
+        self._held_out = 0
         self._files = {"prompts": prompts, "pairs": pairs, "validation": validation}
         self._columns = check_columns(columns)
         self._max_dropped = max_dropped
@@ -166,6 +174,16 @@ class TextTask(Task):
         self.check()
         return self._pairs
 
+    def counts(self) -> dict[str, float]:
+        """Rows that are left out, by file, and what is used but not as it was written."""
+        self.check()
+        files = self.drops.values()
+        out = {f"data/dropped_{which}": drops.dropped for which, drops in self.drops.items()}
+        out |= {name: sum(d.changes.get(c, 0) for d in files) for c, name in _CHANGES.items()}
+        if "pairs" in self.drops:
+            out["data/pairs_held_out"] = self._held_out
+        return {name: float(count) for name, count in out.items()}
+
     def decode(self, ids: list[int]) -> str:
         """Text of a response without special tokens."""
         return self.encoder.decode(ids)
@@ -211,13 +229,14 @@ class TextTask(Task):
                 "for validation. Expected pairs to train on; name a file of other prompts with "
                 "task.validation."
             )
-        if len(kept) == len(pairs):
+        self._held_out = len(pairs) - len(kept)
+        if not self._held_out:
             return pairs
         log.warning(
             "%s: %d of %d pairs are left out because their prompt is held out for validation; "
             "name a file of other prompts with task.validation to keep them.",
             self._files["pairs"],
-            len(pairs) - len(kept),
+            self._held_out,
             len(pairs),
         )
         return pairs.select(kept)

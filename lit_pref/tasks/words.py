@@ -72,6 +72,7 @@ class WordTask(Task):
         self.train_prompts, self.validation_prompts = train_prompts, validation_prompts
         self._file = pairs
         self._pairs: list[Group] | None = None
+        self._dropped = 0
 
     @abstractmethod
     def true_reward(self) -> RewardSource:
@@ -107,6 +108,11 @@ class WordTask(Task):
         self.check()
         return None if self._pairs is None else list(self._pairs)
 
+    def counts(self) -> dict[str, float]:
+        """Groups of the file of pairs that are left out."""
+        self.check()
+        return {} if self._pairs is None else {"data/dropped_pairs": float(self._dropped)}
+
     def _ranked(self, groups: list[Group]) -> list[Group]:
         mine = [g for g in groups if g.prompt.id < self.train_prompts and len(g.responses) > 1]
         if not mine:
@@ -132,6 +138,11 @@ class WordTask(Task):
         if len(pairs) < len(mine):
             log.info("%s: %d of %d pairs are ties, left out", self.name, len(mine) - len(pairs),
                      len(mine))  # fmt: skip
+        trained = sum(g.prompt.id < _VALIDATION for g in groups)  # the others are no loss
+        if len(mine) < trained:
+            log.info("%s: %d of %d groups are of other prompts or of one response, left out",
+                     self.name, trained - len(mine), trained)  # fmt: skip
+        self._dropped = trained - len(pairs)
         return pairs
 
 

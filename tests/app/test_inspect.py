@@ -126,3 +126,14 @@ def test_histograms_count_every_length_once():
     assert shape.counts == [4, 1, 0, 1]
     assert (shape.median, shape.p95, shape.largest) == (6, 30, 30)
     assert histogram([7]).counts == [1]
+
+
+@pytest.mark.parametrize("task", ["sentiment", "instructions"])
+def test_files_of_tasks_with_shipped_prompts(inspect, task, capsys):
+    page = inspect([PAIR], f"task={task}", "model=tiny", "task.max_prompt_tokens=30")
+    assert "Training would use 1 of 1 rows." in page
+    page = inspect([{"prompt": "x" * 40}, {"prompt": "y"}], f"task={task}", "model=tiny",
+                   "task.max_prompt_tokens=30")  # fmt: skip
+    assert "prompt longer than 30 tokens" in page
+    message = refused(inspect, [PAIR], "task=min_length", capsys=capsys)
+    assert "task=min_length reads no files of yours" in message

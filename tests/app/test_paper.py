@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_pref.app.paper import plots
 from lit_pref.app.paper.bandits import FIGURES, spearman
-from lit_pref.app.paper.cells import cells_of, run_cells
+from lit_pref.app.paper.cells import Cell, Curves, Run, cells_of, run_cells
 from lit_pref.app.paper.criteria import Check, Criterion, interval, verdict
 from lit_pref.app.paper.exact import FIGURES as EXACT
 from lit_pref.app.paper.flags import METHODS, one_run
@@ -171,6 +172,22 @@ def test_the_command_lists_and_refuses(capsys, tmp_path):
     assert "fig12" in capsys.readouterr().err
     assert main(["fig12", "--set", "optimizer.lr=1"], **folders) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_labels_below_neighbouring_panels_do_not_meet(tmp_path):
+    pytest.importorskip("matplotlib")
+    columns = {"step": [0.0, 200.0], "samples": [1000.0] * 2, "reward_queries": [1000.0] * 2}
+    columns["curve/reward"] = [0.1, 0.9]
+    cell = Cell(labels=(("method", "ipo"),), seed=1, overrides=())
+    curves = Curves([Run(cell=cell, columns=columns, counters={}, seconds=1.0)])
+    panels = [("one", {}), ("two", {})]
+    with plots.figure(tmp_path / "f.png", 2, 2, title="t", size=2.6) as axes:
+        plots.curve_rows(axes, curves, panels=panels, lines=[("IPO", {"method": "ipo"})])
+        drawing = axes[0][0].figure
+        drawing.canvas.draw()
+        for row in axes:
+            left, right = (a.xaxis.label.get_window_extent() for a in row)
+            assert 0 <= left.x0 < left.x1 < right.x0 < right.x1 <= drawing.bbox.x1
 
 
 # --------------------------------------------------------------------------- quick verdicts

@@ -140,6 +140,8 @@ def test_offline_pairs_of_a_file(job):
     done = job("task=text", "model=tiny", "reward=length", "data=offline", f"task.pairs={pairs}",
                "sampler.max_new_tokens=8", "data.reuse=3", "callbacks=minimal")  # fmt: skip
     assert done.outcome.exit_code == 0, done.outcome.reason
+    dropped = [r["data/dropped_pairs"] for r in done.metrics if r.get("data/dropped_pairs")]
+    assert [float(n) for n in dropped] == [0.0]  # one round
     rows = [r for r in done.metrics if r.get("rewards/accuracies")]
     per_pass = len(rows) // 3
     first = sum(float(r["rewards/accuracies"]) for r in rows[:per_pass]) / per_pass

@@ -7,6 +7,7 @@ from lit_pref.functional.bandit import reference_probs
 from lit_pref.functional.contexts import context_table
 from lit_pref.policies.context_mlp import ClosedFormReference, ContextMLPPolicy, context_mlp
 from lit_pref.policies.heads import freeze_output_layer
+from lit_pref.policies.reference import FrozenReference, MovingReference
 from lit_pref.sampling import NativeSampler
 from lit_pref.types import FlatTokens, Group, Policy, Prompt, Refusal, Response
 
@@ -110,3 +111,30 @@ def test_refusals(policy):
 def test_it_cannot_be_a_reward_model(policy):
     with pytest.raises(Refusal, match="language model"):
         freeze_output_layer(policy)
+
+
+def test_log_probs_of_its_reference_are_kept_on_disk_under_its_weights(policy, tmp_path):
+    def folder(of):
+        reference = FrozenReference(cache_dir=tmp_path)
+        reference.prepare(of)
+        return reference.cache(precision="32-true").folder
+
+    before = folder(policy)
+    assert folder(policy) == before
+    with torch.no_grad():
+        policy.model.head.bias[0] += 1
+    assert folder(policy) != before
+    wide = ContextMLPPolicy(context_mlp(contexts=1101))
+    assert folder(wide) != folder(ContextMLPPolicy(context_mlp()))  # the same weights
+
+
+def test_a_moving_reference_follows_it(policy):
+    reference = MovingReference(mix=1.0)
+    reference.prepare(policy)
+    flat = tokens([(7, [3])])
+    before = reference.token_logps(flat).logps
+    with torch.no_grad():
+        policy.model.head.bias[3] += 1
+    assert torch.equal(reference.token_logps(flat).logps, before)
+    reference.advance(policy, 1)
+    assert torch.equal(reference.token_logps(flat).logps, policy.token_logps(flat).logps.detach())

@@ -175,3 +175,12 @@ def test_the_file_says_what_it_is(tmp_path):
     said = json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"]
     assert json.loads(said["facts"])["weights"] == "w"
     assert os.access(path, os.R_OK)
+
+
+def test_hits_are_said_once_and_not_with_every_round(tmp_path, caplog):
+    cache = ReferenceCache(tmp_path, FACTS)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            look_up(cache, tokens([4, 5]))
+    assert caplog.text.count("reference log-probs: 0 of 1 stored responses") == 1
+    assert caplog.text.count("reference log-probs") == 1

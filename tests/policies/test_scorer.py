@@ -64,6 +64,12 @@ def test_a_padding_token_that_ends_responses_is_left_out(tmp_path):
     assert config["pad_token_id"] is None
 
 
+def test_writing_draws_no_progress_bars(tmp_path, capfd):
+    policy = HFPolicy(tiny()).load()
+    save_scorer(policy, ScalarHead(policy.hidden_size), tmp_path)
+    assert "shards" not in capfd.readouterr().err
+
+
 def test_without_a_fitting_class_the_head_is_written_beside(tmp_path, caplog):
     policy = HFPolicy(gpt_nano()).load()
     head = ScalarHead(policy.hidden_size, init="normal", bias=True)  # GPT-2's has no bias

@@ -54,7 +54,9 @@ def test_pairs_are_ranked_and_ties_left_out(tmp_path, caplog):
         Group(prompt=prompts[2], responses=responses(7, 7)),
         Group(prompt=word_prompts(2_000_000, 1)[0], responses=responses(1, 2)),  # validation
     ]
-    pairs = task(pairs=write(tmp_path / "p.jsonl", groups)).offline()
+    own = task(pairs=write(tmp_path / "p.jsonl", groups))
+    pairs = own.offline()
+    assert own.counts() == {"data/dropped_pairs": 1}
     assert [[r.rank for r in g.responses] for g in pairs] == [[0, 1], [1, 0]]
     assert [[r.reward for r in g.responses] for g in pairs] == [[-10, -12], [-30, -5]]
     assert {g.reward_source for g in pairs} == {"min_length@1/shortest/0"}

@@ -135,6 +135,26 @@ def test_a_cache_changes_nothing(write, tmp_path):
     assert len(own.offline()) == 10
 
 
+def test_everything_left_out_or_changed_is_counted_by_name(write):
+    rows = [{"prompt": "", "chosen": "a", "rejected": "b"}, *pairs_for("abcdef")]
+    rows += [{"prompt": "g", "chosen": "much too long", "rejected": "b"}]
+    prompts = write("p.jsonl", [{"prompt": name} for name in "abcd"])
+    task = make(
+        prompts=prompts, pairs=write("q.jsonl", rows), validation_prompts=2, max_response_tokens=9
+    )
+    assert task.counts() == {
+        "data/dropped_prompts": 0, "data/dropped_pairs": 1, "data/pairs_held_out": 2,
+        "data/cut_prompts": 0, "data/cut_responses": 1, "data/unended_responses": 0,
+        "data/repeated_prompts": 0,
+    }  # fmt: skip
+    assert len(task.offline()) == 5
+    assert all(type(value) is float for value in task.counts().values())
+    own = make(
+        prompts=prompts, validation=write("v.jsonl", [{"prompt": "x"}] * 9 + [{"prompt": ""}])
+    )
+    assert own.counts()["data/dropped_validation"] == 1
+
+
 def test_length_policies_reach_the_encoder(write):
     pairs = write("q.jsonl", [{"prompt": "p", "chosen": "abcd", "rejected": "x"}] * 2)
     task = make(pairs=pairs, max_response_tokens=3)

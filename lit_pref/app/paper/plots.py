@@ -157,7 +157,7 @@ def curve_rows(
                         axis, runs[0].columns[x], [r.columns[metric] for r in runs], label, style
                     )
             still = all(r.columns[x][0] == r.columns[x][-1] for r in curves.where(**panel))
-            axis.set_xlabel(f"{xlabel};\nends of training, set apart sideways" if still else xlabel)
+            axis.set_xlabel(f"{xlabel};\nends, set apart" if still else xlabel)
             if still:
                 axis.set_xlim(0, 2 * max(r.columns[x][-1] for r in curves.where(**panel)))
             if metric == "curve/reward":  # an interval may be wider than the rewards there are
