@@ -27,10 +27,11 @@ def tokens(context=3):
     return FlatTokens.from_groups([Group(prompt=prompt, responses=[Response(ids=[2])])])
 
 
-def test_a_frozen_reference_of_it_keeps_no_log_probs_on_disk(policy, tmp_path):
+def test_a_frozen_reference_of_it_keeps_log_probs_where_its_weights_have_a_digest(policy, tmp_path):
     reference = FrozenReference(cache_dir=tmp_path)
     reference.prepare(policy)
-    assert reference.cache(precision="32-true") is None
+    kept = reference.cache(precision="32-true") is not None
+    assert kept == isinstance(policy, ContextMLPPolicy)
     assert torch.equal(reference.token_logps(tokens()).logps, policy(tokens()).logps)
 
 
