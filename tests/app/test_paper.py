@@ -10,11 +10,12 @@ import yaml
 
 from lit_pref.app.paper import plots
 from lit_pref.app.paper.bandits import FIGURES, spearman
-from lit_pref.app.paper.cells import Cell, Curves, Run, cells_of, run_cells
+from lit_pref.app.paper.cells import Cell, Curves, Run, cells_of, run_cells, settings_digest
 from lit_pref.app.paper.criteria import Check, Criterion, interval, verdict
 from lit_pref.app.paper.exact import FIGURES as EXACT
 from lit_pref.app.paper.flags import METHODS, one_run
 from lit_pref.app.paper.reproduce import main, reproduce
+from lit_pref.app.preflight import compose_config, composing
 from lit_pref.errors import Refusal
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,23 @@ def cache(tmp_path_factory):
 
 def quick(name, cache, folder):
     return reproduce(criterion(name), out=folder, cache=cache, quick=True)
+
+
+# --------------------------------------------------------------------------- cells
+
+
+GRIDS = [n for n in NAMES if criterion(n).grid and "experiment" in criterion(n).grid]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_settings_name_a_cell_wherever_its_files_are(name, tmp_path):
+    cells = cells_of(criterion(name).grid, [1])
+    first, *more = ([*cells[0].overrides, f"paths.run_dir={place}", f"paths.cache_dir={place}"]
+                    for place in (tmp_path / "a", tmp_path / "b"))  # fmt: skip
+    other = [*first, "optimizer.clip_norm=7"]
+    with composing():
+        found = [settings_digest(compose_config(o)) for o in (first, *more, other)]
+    assert found[0] == found[1] != found[2]
 
 
 # --------------------------------------------------------------------------- verdicts

@@ -21,7 +21,7 @@ import torch
 from lit_pref.app.preflight import compose_config, composing
 from lit_pref.errors import Refusal
 
-__all__ = ["Cell", "Curves", "Run", "cells_of", "run_cells"]
+__all__ = ["Cell", "Curves", "Run", "cells_of", "run_cells", "settings_digest"]
 
 log = logging.getLogger(__name__)
 
@@ -155,14 +155,9 @@ def _line(number: int, total: int, run: Run) -> str:
 
 
 def _run_cell(cell: Cell, folder: Path) -> Run:
-    from omegaconf import OmegaConf
-
     with composing():
         cfg = compose_config([*cell.overrides, "paths.run_dir=."])
-    names = [str(k) for k in cfg if k not in ("hydra", "paths")]
-    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, names), resolve=True)
-    text = json.dumps([CELL_VERSION, settings], sort_keys=True, default=str)
-    place = folder / hashlib.sha256(text.encode()).hexdigest()[:20]
+    place = folder / settings_digest(cfg)
     kept = place / "cell.json"
     if not kept.exists():
         if place.exists():  # interrupted: nothing of it is kept
@@ -170,6 +165,18 @@ def _run_cell(cell: Cell, folder: Path) -> Run:
         _write(kept, _train(cfg, place))
     saved = json.loads(kept.read_text())
     return Run(cell, saved["columns"], saved["counters"], saved["seconds"])
+
+
+def settings_digest(cfg: Any) -> str:
+    """20 hex digits that name the settings of a cell, wherever its files and caches are."""
+    from omegaconf import OmegaConf
+
+    names = [str(k) for k in cfg if k != "hydra"]
+    settings = OmegaConf.masked_copy(cfg, names)
+    settings.paths = dict.fromkeys(settings.paths, "")
+    values = OmegaConf.to_container(settings, resolve=True)
+    text = json.dumps([CELL_VERSION, values], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
