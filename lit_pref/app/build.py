@@ -22,6 +22,7 @@ from lit_pref.data import RoundDataModule
 from lit_pref.objectives import ObjectiveModule
 from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.lora import LoRA
+from lit_pref.policies.spec import ModelSpec
 from lit_pref.rewards import task_reward
 from lit_pref.tasks.base import Task
 from lit_pref.types import Refusal
@@ -157,14 +158,31 @@ def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, 
     _check_lengths(cfg, spec, task)
     task.check()
     start = _with_cache(task.initialise, cfg.paths.cache_dir) if initialise else None
-    policy = (spec.policy or HFPolicy)(
-        spec,
-        initialise=start,
-        path=cfg.model.forward,
-        gradient_checkpointing=cfg.model.gradient_checkpointing,
-        lora=lora_of(cfg.model),
-    )
-    return task, policy
+    return task, _policy(cfg.model, spec, start)
+
+
+def _policy(model: DictConfig, spec: ModelSpec, initialise: Callable[..., None] | None) -> HFPolicy:
+    """The policy of a model; one of a class of its own has one forward and trains all weights."""
+    lora = lora_of(model)
+    if spec.policy is None:
+        return HFPolicy(
+            spec,
+            initialise=initialise,
+            path=model.forward,
+            gradient_checkpointing=model.gradient_checkpointing,
+            lora=lora,
+        )
+    asked = {
+        "forward": model.forward != "auto",
+        "gradient_checkpointing": model.gradient_checkpointing,
+        "lora": lora is not None,
+    }
+    for key in (key for key, value in asked.items() if value):
+        raise Refusal(
+            f"model.{key} is for language models; model={model.name} has one forward and trains "
+            "all of its weights: leave it out"
+        )
+    return spec.policy(spec, initialise=initialise)
 
 
 def lora_of(model: DictConfig) -> LoRA | None:

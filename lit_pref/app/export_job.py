@@ -35,7 +35,8 @@ def export_run(source: Source, output: Path) -> Path:
     if lora_of(cfg.model) is None:
         # Every weight comes from the checkpoint: the task's files and start are not needed.
         spec = make(cfg.model)
-        policy = (spec.policy or HFPolicy)(spec, path="padded").load()
+        made = HFPolicy(spec, path="padded") if spec.policy is None else spec.policy(spec)
+        policy = made.load()
     else:  # adapters belong to the policy as it was before training
         policy = task_and_policy(cfg)[1].load()
     if trains_policy(cfg):

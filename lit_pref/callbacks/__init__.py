@@ -1,12 +1,11 @@
 """Callbacks: evaluation and its instruments, alarms, files of the run, progress."""
 
-from lit_pref.callbacks.against_reference import AgainstReference, Comparer
+from lit_pref.callbacks.against_reference import AgainstReference
 from lit_pref.callbacks.alarms import Alarms
 from lit_pref.callbacks.checkpoints import Checkpoints, WholeFileIO, newest_checkpoint
 from lit_pref.callbacks.curve import Curve
 from lit_pref.callbacks.evaluation import Evaluation, evaluate
 from lit_pref.callbacks.gradient_parts import GradientParts
-from lit_pref.callbacks.memory import ReturnFreedMemory
 from lit_pref.callbacks.metrics_csv import MetricsCSV
 from lit_pref.callbacks.occasion import Instrument, Occasion
 from lit_pref.callbacks.pair_probe import PairProbe
@@ -18,7 +17,6 @@ __all__ = [
     "AgainstReference",
     "Alarms",
     "Checkpoints",
-    "Comparer",
     "Curve",
     "Evaluation",
     "GradientParts",
@@ -26,7 +24,6 @@ __all__ = [
     "MetricsCSV",
     "Occasion",
     "PairProbe",
-    "ReturnFreedMemory",
     "RunFiles",
     "RunProgress",
     "SampleStatistics",

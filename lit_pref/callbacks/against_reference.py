@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import lightning as L
 
@@ -12,36 +10,9 @@ from lit_pref.callbacks.occasion import Occasion
 from lit_pref.data.evaluation import win_shares
 from lit_pref.data.gather import gather_strided
 from lit_pref.metrics.instruments import SequenceKL, WinRate
-from lit_pref.types import Group, Refusal
+from lit_pref.types import Comparison, Group, PreferenceOracle, Refusal
 
-__all__ = ["AgainstReference", "Comparer", "Duel"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Duel:
-    """A question to a judge: which of two responses of a group is better?
-
-    Attributes:
-        group: the prompt and its responses.
-        first: position of one response in the group.
-        second: position of the other.
-    """
-
-    group: Group
-    first: int
-    second: int
-
-
-class Comparer(Protocol):
-    """Judges pairs of responses."""
-
-    def compare(self, comparisons: Sequence[Any]) -> Sequence[float]:
-        """P(first is better than second) in [0, 1] for each; 0.5 is a tie.
-
-        Args:
-            comparisons: records with ``group``, ``first`` and ``second`` (see ``Duel``).
-        """
-        ...
+__all__ = ["AgainstReference"]
 
 
 class AgainstReference(L.Callback):
@@ -54,10 +25,10 @@ class AgainstReference(L.Callback):
 
     Args:
         responses: of the reference to each validation prompt.
-        comparer: what judges pairs of responses (see ``Comparer``); None for no judge.
+        comparer: what judges pairs of responses (a ``PreferenceOracle``); None for no judge.
     """
 
-    def __init__(self, *, responses: int = 1, comparer: Comparer | None = None) -> None:
+    def __init__(self, *, responses: int = 1, comparer: PreferenceOracle | None = None) -> None:
         if not isinstance(responses, int) or responses < 1:
             raise Refusal(
                 f"callbacks.against_reference.responses must be at least 1, got {responses!r}"
@@ -105,15 +76,16 @@ class AgainstReference(L.Callback):
         rank, world = occasion.trainer.global_rank, occasion.trainer.world_size
         pairs = list(zip(ours, theirs, strict=True))
         mine = pairs[rank::world]
+        assert self.comparer is not None
         return gather_strided(_compared(self.comparer, mine), world)
 
 
-def _compared(comparer: Any, pairs: Sequence[tuple[Group, Group]]) -> list[float]:
+def _compared(comparer: PreferenceOracle, pairs: Sequence[tuple[Group, Group]]) -> list[float]:
     """The first response of each side is judged."""
     if not pairs:
         return []
-    duels = [Duel(group=_together(*pair), first=0, second=1) for pair in pairs]
-    wins = [float(x) for x in comparer.compare(duels)]
+    questions = [Comparison(group=_together(*pair), first=0, second=1) for pair in pairs]
+    wins = [float(x) for x in comparer.compare(questions)]
     if len(wins) != len(pairs) or not all(0 <= w <= 1 for w in wins):
         raise Refusal(
             f"{type(comparer).__name__}.compare must return {len(pairs)} numbers in [0, 1], one "

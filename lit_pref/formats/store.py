@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,29 +44,29 @@ class Facts:
 class GroupSequence(Sequence[Group]):
     """Groups in the order of their file; slices and selections are as cheap as they can be."""
 
+    @abstractmethod
     def select(self, rows: Sequence[int]) -> GroupSequence:
         """These groups (indices), in this order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keys(self) -> Iterator[bytes]:
         """``prompt_key`` of every group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self) -> Facts:
         """What is true of every group."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Group: ...
     @overload
     def __getitem__(self, index: slice) -> GroupSequence: ...
-    def __getitem__(self, index: int | slice) -> Group | GroupSequence:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, index: int | slice) -> Group | GroupSequence: ...
 
 
 def facts_of(groups: Sequence[Group]) -> Facts:
     """``Facts`` of any sequence of groups; of a mapped one without decoding it."""
-    if isinstance(groups, MappedGroups):
+    if isinstance(groups, GroupSequence):
         return groups.facts()
     least, unscored, unknown = 0, None, None
     for n, group in enumerate(groups):

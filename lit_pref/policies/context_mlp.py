@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lit_pref.functional.bandit import ACTIONS, reference_probs
 from lit_pref.functional.contexts import TABLE, WIDTH, context_table
-from lit_pref.policies.lora import LoRA
 from lit_pref.policies.prepare import weights_digest
 from lit_pref.policies.spec import ModelSpec, digest
 from lit_pref.types import FlatTokens, Policy, Refusal, TokenStats
@@ -104,9 +103,6 @@ class ContextMLPPolicy(nn.Module):
     Args:
         spec: what to load; see ``context_mlp``.
         initialise: called once with the freshly made network (the task's supervised start).
-        path: accepted for the sake of the configuration; there is one forward.
-        gradient_checkpointing: must be off; there is nothing to save.
-        lora: must be None; every weight is trained.
     """
 
     plain_head = True
@@ -116,22 +112,9 @@ class ContextMLPPolicy(nn.Module):
         spec: ModelSpec,
         *,
         initialise: Callable[[nn.Module], None] | None = None,
-        path: str = "auto",
-        gradient_checkpointing: bool = False,
-        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
-        if lora is not None:
-            raise Refusal(
-                "model.lora: adapters are for language models, and this network trains all of its "
-                "weights; leave it out"
-            )
-        if gradient_checkpointing:
-            raise Refusal(
-                "model.gradient_checkpointing=true: a network of five layers has nothing to "
-                "recompute; leave it out"
-            )
-        self.spec, self.initialise, self.path = spec, initialise, path
+        self.spec, self.initialise = spec, initialise
         self.model: Any = None
 
     def load(self) -> ContextMLPPolicy:
@@ -211,12 +194,8 @@ class ContextMLPPolicy(nn.Module):
         self.load()
         return weights_digest({**self.model.state_dict(), "table": self.model.table})
 
-    def frozen_copy(self, *, adapters: bool = False) -> ContextMLPPolicy:
-        """A copy without gradients, in eval mode.
-
-        Args:
-            adapters: makes no difference; there are none.
-        """
+    def frozen_copy(self) -> ContextMLPPolicy:
+        """A copy without gradients, in eval mode."""
         self.load()
         twin = ContextMLPPolicy(self.spec)
         twin.model = copy.deepcopy(self.model)

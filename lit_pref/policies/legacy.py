@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.policies.causal_lm import HFPolicy
-from lit_pref.policies.lora import LoRA
 from lit_pref.policies.models import gpt_nano
 from lit_pref.policies.spec import ModelSpec
 from lit_pref.types import FlatTokens, Refusal, TokenStats
@@ -49,9 +48,6 @@ class UnshiftedPolicy(nn.Module):
     Args:
         spec: what to load.
         initialise: called once with the freshly loaded model.
-        path: accepted for the sake of the configuration; rows are not packed.
-        gradient_checkpointing: must be off.
-        lora: must be None; every weight is trained.
     """
 
     def __init__(
@@ -59,18 +55,8 @@ class UnshiftedPolicy(nn.Module):
         spec: ModelSpec,
         *,
         initialise: Callable[[nn.Module], None] | None = None,
-        path: str = "auto",
-        gradient_checkpointing: bool = False,
-        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
-        if lora is not None:
-            raise Refusal(
-                "model=gpt_nano_legacy has no adapters (model.lora), like the code that it stands "
-                "for; leave them out"
-            )
-        if gradient_checkpointing:
-            raise Refusal("model=gpt_nano_legacy has no gradient checkpointing; leave it out")
         self.spec = spec
         self.inner = HFPolicy(spec, initialise=initialise, path="padded")
 

@@ -32,7 +32,7 @@ class ModelSpec:
         load: makes the model, on the CPU, dropout off; call ``train()`` or ``eval()`` yourself.
         fingerprint: the same for the same weights, else different.
         quantized: its weights cannot be trained, adapters on them can.
-        policy: class of the policy, with the arguments of ``HFPolicy``; None for that one.
+        policy: makes the policy, from this and ``initialise``; None for ``HFPolicy``.
     """
 
     name: str

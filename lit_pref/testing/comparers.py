@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from lit_pref.types import Comparison
 
 __all__ = ["Shorter"]
 
@@ -14,7 +15,7 @@ class Shorter:
     name = "shorter"
     version = "1"
 
-    def compare(self, comparisons: Sequence[Any]) -> list[float]:
+    def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         """1 where the first of a pair is shorter, 0.5 where they are equally long, else 0."""
         out = []
         for c in comparisons:

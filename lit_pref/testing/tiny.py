@@ -75,8 +75,8 @@ class TinyPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.embed.device
 
-    def frozen_copy(self, *, adapters: bool = False) -> TinyPolicy:
-        """A copy without gradients, in eval mode; there are no adapters."""
+    def frozen_copy(self) -> TinyPolicy:
+        """A copy without gradients, in eval mode."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
     def perturb(self, scale: float, *, seed: int) -> TinyPolicy:

@@ -147,6 +147,11 @@ TEXT = ["task=text", "model=tiny", "reward=length"]
         (["reward=callable", "reward.function=math.sqr"], ["math.sqrt"]),
         (["reward=length", "reward.max_new_tokens=abc"], ["LengthReward"]),
         (["checkpoint.mode=up"], ["checkpoint.mode"]),
+        (
+            ["task=contextual_bandit", "model.gradient_checkpointing=true"],
+            ["model.gradient_checkpointing", "language models", "context_mlp"],
+        ),
+        (["model=gpt_nano_legacy", "model.forward=packed"], ["model.forward", "gpt_nano_legacy"]),
     ],
     ids=lambda v: "+".join(v)[:40] if isinstance(v, list) else None,
 )

@@ -100,8 +100,6 @@ def test_refusals(policy):
     )
     with pytest.raises(Refusal, match="contextual_bandit"):
         policy.token_logps(two)
-    with pytest.raises(Refusal, match="gradient_checkpointing"):
-        ContextMLPPolicy(context_mlp(), gradient_checkpointing=True)
     with pytest.raises(Refusal, match=r"model\.contexts"):
         context_mlp(contexts=1)
     with pytest.raises(Refusal, match="reference=frozen"):

@@ -65,5 +65,3 @@ def test_refusals():
         policy.token_logps(flat([[1, 4]]), stats=("entropy",))
     with pytest.raises(Refusal, match="one length"):
         policy.token_logps(flat([[1, 4], [1]]))
-    with pytest.raises(Refusal, match="gradient checkpointing"):
-        UnshiftedPolicy(gpt_nano_legacy(**SMALL), gradient_checkpointing=True)

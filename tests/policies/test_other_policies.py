@@ -11,8 +11,8 @@ from lit_pref.testing.tiny import TinyPolicy
 from lit_pref.types import FlatTokens, Group, Prompt, Response
 
 KINDS = {
-    "context_mlp": lambda: ContextMLPPolicy(context_mlp(), lora=None).load(),
-    "legacy": lambda: UnshiftedPolicy(gpt_nano_legacy(), lora=None).load(),
+    "context_mlp": lambda: ContextMLPPolicy(context_mlp()).load(),
+    "legacy": lambda: UnshiftedPolicy(gpt_nano_legacy()).load(),
     "tiny": lambda: TinyPolicy(dtype=torch.float32),
 }
 
