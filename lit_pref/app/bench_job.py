@@ -98,7 +98,7 @@ class _Meter(L.Callback):
 
     def _positions(self, tokens: FlatTokens) -> int:
         """Positions that one forward computes."""
-        path = getattr(self.policy, "path", "padded")  # a class of its own has no choice
+        path = self.policy.path
         if path == "packed" or (path == "auto" and prefer_packed(tokens)):
             return tokens.num_tokens
         rows = zip(tokens.prompt_of, tokens.lengths, strict=True)

@@ -106,6 +106,8 @@ class ContextMLPPolicy(nn.Module):
     """
 
     plain_head = True
+    path = "padded"
+    """Its only forward: a row for each response."""
 
     def __init__(
         self,

@@ -50,6 +50,9 @@ class UnshiftedPolicy(nn.Module):
         initialise: called once with the freshly loaded model.
     """
 
+    path = "padded"
+    """Its only forward: a row for each response."""
+
     def __init__(
         self,
         spec: ModelSpec,
