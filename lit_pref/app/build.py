@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -247,6 +248,7 @@ def check_trainer(cfg: DictConfig) -> None:
 
 def trainer_of(cfg: DictConfig, parts: Parts, folder: str, **extra: Any) -> L.Trainer:
     """The trainer of a run: the configuration's options, the data's, ours and the user's."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, in every loop
     options = _nested(OmegaConf.to_container(cfg.trainer, resolve=True))
     wanted = parts.data.trainer_kwargs()
     callbacks = wanted.pop("callbacks")

@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,7 +123,6 @@ def _say(outcome: Outcome, folder: Path) -> None:
 
 
 def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> float | None:
-    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, in every loop
     for name in ("lightning.pytorch", "lightning.fabric"):  # their notes are about other loops
         logging.getLogger(name).setLevel(logging.WARNING)
     if str(cfg.trainer.accelerator) == "cpu" or not torch.cuda.is_available():
