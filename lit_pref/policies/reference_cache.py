@@ -74,19 +74,22 @@ class ReferenceCache:
         there = {
             i: row for i, row in found.items() if row is not None and len(row) == tokens.lengths[i]
         }
-        missing = [i for i in range(tokens.num_responses) if i not in there]
-        if missing:
-            computed = compute(tokens.select(missing)).float().cpu()
-            pieces = computed.split([tokens.lengths[i] for i in missing])
-            there.update(zip(missing, pieces, strict=True))
-            self._write({keys[i]: there[i] for i in missing if stored[i]})
+        missing = [i for i in range(tokens.num_responses) if stored[i] and i not in there]
+        fresh = [i for i in range(tokens.num_responses) if not stored[i]]
+        # Apart: what files hold must not change how the fresh ones are packed, and so rounded.
+        for part in (missing, fresh):
+            if part:
+                computed = compute(tokens.select(part)).float().cpu()
+                pieces = computed.split([tokens.lengths[i] for i in part])
+                there.update(zip(part, pieces, strict=True))
+        self._write({keys[i]: there[i] for i in missing})
         if (total := sum(stored)) > 0:
             level = logging.DEBUG if self._said else logging.INFO  # not with every round
             self._said = True
             log.log(
                 level,
                 "reference log-probs: %d of %d stored responses were in %s",
-                total - sum(stored[i] for i in missing),
+                total - len(missing),
                 total,
                 self.folder,
             )

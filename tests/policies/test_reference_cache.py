@@ -55,6 +55,19 @@ def test_what_was_computed_once_is_read_by_another_process_of_the_same_facts(tmp
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_fresh_responses_go_through_the_model_as_if_there_were_no_file(tmp_path):
+    """Else a repeated run would round them otherwise: what shares a forward decides that."""
+    flat, stored, parts = tokens([4], [5], [6], [7]), [True, False, True, False], []
+
+    def compute(part):
+        parts.append(tuple(part.response_ids.tolist()))
+        return -part.response_ids.float()
+
+    for _ in range(2):  # nothing kept, then all that can be
+        ReferenceCache(tmp_path, FACTS).logps(flat, stored, compute)
+    assert parts == [(4, 6), (5, 7), (5, 7)]
+
+
 def test_values_come_back_bitwise(tmp_path):
     flat = tokens([4, 5, 9], [6])
     values = torch.randn(4, generator=torch.Generator().manual_seed(0))
