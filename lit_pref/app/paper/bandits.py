@@ -99,9 +99,11 @@ def _draw_curves(curves: Curves, path: Path, title: str, lines: Any, **more: Any
     panels = more.pop("panels", [p for p in PANELS if curves.where(**p[1])])
     with plots.figure(path, 2, len(panels), title=title, size=2.6) as axes:
         plots.curve_rows(axes, curves, panels=panels, lines=lines, **more)
-        for axis in axes[1]:
-            if max(r.columns["samples"][-1] for r in curves.runs) > 5000:
-                axis.set_xscale("symlog", linthresh=1000)
+        least = min(r.columns["samples"][0] for r in curves.runs)
+        most = max(r.columns["samples"][-1] for r in curves.runs)
+        for axis in axes[1] if most > 5000 else []:
+            axis.set_xscale("log")
+            axis.set_xlim(left=max(least, 10))
         plots.legend(axes)
 
 
