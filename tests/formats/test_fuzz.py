@@ -139,7 +139,7 @@ files = st.one_of(
     jsonl.map(lambda content: ("f.jsonl", content)),
     jsonl.map(lambda content: ("f.json", as_list(content))),
     rows.map(lambda found: ("f.csv", as_csv(found))),
-    jsonl.map(lambda content: ("f.jsonl.gz", gzip.compress(content, 1))),
+    jsonl.map(lambda content: ("f.jsonl.gz", gzip.compress(content, 1, mtime=0))),
     wild.map(lambda content: ("f.jsonl", content)),
     wild.map(lambda content: ("f.json", b"[" + content)),
     wild.map(lambda content: ("f.csv", content)),

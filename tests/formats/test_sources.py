@@ -41,12 +41,12 @@ def saved(kind, folder):
         "pretty.json": json.dumps(ROWS, indent=2, ensure_ascii=False).encode(),
         "lines.json": plain,
         "bom.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
-        "data.jsonl.gz": gzip.compress(plain),
+        "data.jsonl.gz": gzip.compress(plain, mtime=0),
         "data.json.gz": gzip.compress(json.dumps(ROWS).encode()),
         "data.csv": as_csv(ROWS),
         "semicolon.csv": as_csv(ROWS, delimiter=";"),
         "data.tsv": as_csv(ROWS, delimiter="\t"),
-        "data.csv.gz": gzip.compress(as_csv(ROWS)),
+        "data.csv.gz": gzip.compress(as_csv(ROWS), mtime=0),
     }
     path = folder / kind
     if kind in contents:
@@ -148,8 +148,8 @@ def test_csv_spells_numbers_truths_and_lists(tmp_path, chat_encoder):
         ("a.json", b'{\n "prompt": "p"\n}', "line 1: not JSON"),
         ("a.jsonl", b'[{"a": 1}]', "JSON array: name it .json"),
         ("a.gz", b'{"a": 1}', "is not gzip data, although"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-12], "damaged gzip data"),
-        ("a.jsonl.gz", gzip.compress(b"\x80\x04pickle"), "a pickle"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-12], "damaged gzip data"),
+        ("a.jsonl.gz", gzip.compress(b"\x80\x04pickle", mtime=0), "a pickle"),
         ("a.parquet", b"no parquet", "is not a Parquet file, although"),
         ("a.parquet", b"PAR1 and then nothing", "not a readable Parquet file"),
         ("a.pkl", b"\x80\x04.", "a pickle"),
@@ -177,10 +177,10 @@ def test_a_row_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
     from lit_pref.formats import text_readers
 
     monkeypatch.setattr(text_readers, "MAX_ROW_BYTES", 2**20)
-    bomb = gzip.compress(b'{"prompt": "' + b"x" * 2**22)
+    bomb = gzip.compress(b'{"prompt": "' + b"x" * 2**22, mtime=0)
     assert "line 1 is longer than 1 MiB" in refusal(_write(tmp_path, "b.jsonl.gz", bomb))
     assert "row 1 (line 1) is longer" in refusal(
-        _write(tmp_path, "b.json.gz", gzip.compress(b'[{"prompt": "' + b"x" * 2**22))
+        _write(tmp_path, "b.json.gz", gzip.compress(b'[{"prompt": "' + b"x" * 2**22, mtime=0))
     )
 
 
