@@ -58,7 +58,8 @@ class RoundDataModule(L.LightningDataModule):
             memory and speed, never the gradient. None: the whole batch.
         seed: of every random draw on the data side.
         prompt_order: ``shuffled``: prompts (or rows) come without replacement across rounds, each
-            sweep over them in an order of its own; ``fixed``: in the order of the task (or file).
+            sweep over them and each pass in an order of its own; ``fixed``: in the order of the
+            task (or file), in every pass.
         max_age: a group older than so many steps keeps its place in its batch with weight 0, and
             is counted; None: no limit. Stored groups are as old as the run.
 
@@ -132,7 +133,7 @@ class RoundDataModule(L.LightningDataModule):
         self.round: Round | None = None
         self._tensors: RoundTensors | None = None
         self._pass = 0
-        self._order = PassOrder(seed)
+        self._order = PassOrder(seed, order=prompt_order)
         self._largest_said = 0
 
     # ------------------------------------------------------------------ override

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_pref.functional.rng import permutation
+from lit_pref.functional.rng import Order, permutation
 
 __all__ = ["PassOrder"]
 
@@ -15,10 +15,11 @@ class PassOrder:
 
     Args:
         seed: of the permutations; another one for every round and pass.
+        order: ``fixed``: every pass takes the groups in the order of the round.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, *, order: Order = "shuffled") -> None:
+        self.seed, self.order = seed, order
         self._made: tuple[tuple[int, ...], list[list[int]]] | None = None
 
     def batch(
@@ -37,8 +38,11 @@ class PassOrder:
         key = (round, number, fresh, stored)
         if self._made is None or self._made[0] != key:  # once a pass, rounds may be large
             coordinates = (self.seed, "order", round, number)
-            second = [fresh + slot for slot in permutation(stored, *coordinates)]
-            self._made = (key, [permutation(fresh, *coordinates), second])
+            first, second = (
+                list(range(size)) if self.order == "fixed" else permutation(size, *coordinates)
+                for size in (fresh, stored)
+            )
+            self._made = (key, [first, [fresh + slot for slot in second]])
         out: list[int] = []
         for slots in self._made[1]:
             share = len(slots) // batches

@@ -86,14 +86,6 @@ def train(a, objective, data, clock):
     return [float(x) for x in losses]
 
 
-def in_order(module):
-    """Groups in the order of the file instead of a permutation, as the other runners have it."""
-    if hasattr(module, "permutation"):
-        module.permutation = lambda size, *coordinates: list(range(size))
-    if hasattr(module, "stream_position"):
-        module.stream_position = lambda size, position, *coordinates: (position % size, 0)
-
-
 def make_task(tokenizer, *, prompts=(), groups=None, new=1):
     """Given token ids as a task; no end of sequence, so that the work is fixed."""
     from lit_pref.tasks.base import Task

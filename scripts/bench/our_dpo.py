@@ -18,7 +18,6 @@ t0 = time.time()
 from transformers import AutoTokenizer  # noqa: E402
 
 import lit_pref as lp  # noqa: E402
-from lit_pref.data import collate, datamodule, offline  # noqa: E402,F401
 from lit_pref.types import Group, Prompt, Response  # noqa: E402
 
 for name in ("DPO", "OfflineDataModule", "HFPolicy", "NativeSampler"):
@@ -40,9 +39,6 @@ groups = [
     )
     for i, (row, (prompt, chosen, rejected)) in enumerate(zip(rows, used, strict=False))
 ]
-if a.order == "sequential":
-    kit.in_order(datamodule)
-    kit.in_order(offline)
 size = a.batch if a.ref == "online" else a.steps * a.batch
 if size > len(groups):
     raise SystemExit(f"--steps x --batch needs {size} pairs, there are {len(groups)}")
@@ -50,6 +46,7 @@ data = lp.OfflineDataModule(
     kit.make_task(tok, groups=groups), sampler=lp.NativeSampler(max_new_tokens=1), reward=None,
     prompts_per_round=size, responses_per_prompt=2, batch_size=a.batch,
     rounds=a.steps if a.ref == "online" else 1, micro_batch_tokens=a.micro or None,
+    prompt_order="fixed" if a.order == "sequential" else "shuffled",
 )  # fmt: skip
 policy = kit.policy_of(a)
 objective = lp.DPO(

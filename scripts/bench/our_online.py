@@ -17,15 +17,12 @@ torch = kit.start(a)
 from transformers import AutoTokenizer  # noqa: E402
 
 import lit_pref as lp  # noqa: E402
-from lit_pref.data import datamodule, generate  # noqa: E402
 from lit_pref.types import Prompt  # noqa: E402
 
 tok = AutoTokenizer.from_pretrained(model_dir(a.model))
 texts = load_prompts(a.model, tok)
 if a.steps * a.prompts > len(texts):
     p.error(f"--steps x --prompts needs {a.steps * a.prompts} prompts, there are {len(texts)}")
-kit.in_order(datamodule)
-kit.in_order(generate)
 
 
 class Length:
@@ -41,7 +38,7 @@ prompts = [Prompt(id=i, text=t, ids=tok(t)["input_ids"]) for i, t in enumerate(t
 sampler = lp.NativeSampler(max_new_tokens=a.new, max_rows=a.rows)
 data = lp.OnPolicyDataModule(
     kit.make_task(tok, prompts=prompts, new=a.new), sampler=sampler, reward=Length(),
-    prompts_per_round=a.prompts, responses_per_prompt=a.G, batch_size=a.prompts, rounds=a.steps,
+    prompts_per_round=a.prompts, responses_per_prompt=a.G, batch_size=a.prompts, rounds=a.steps, prompt_order="fixed",
     micro_batch_tokens=a.micro or None,
 )  # fmt: skip
 settings = lp.OptimizerSettings(lr=1e-6, weight_decay=0.0, clip_norm=1.0)

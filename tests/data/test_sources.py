@@ -9,6 +9,7 @@ import pytest
 import torch
 from source_runs import dpo, lines, same, source, train
 
+from lit_pref.data.order import PassOrder
 from lit_pref.data.refill import refill
 from lit_pref.data.streams import PromptStream
 from lit_pref.functional.importance import chi_square, effective_share, importance_weights
@@ -117,6 +118,18 @@ def test_the_order_of_prompts_is_a_parameter(tmp_path, kind):
     assert ids == (expected[:2] * 2 if kind == "mixed" else expected[:4])
     with pytest.raises(Refusal, match="shuffled or fixed"):
         source(kind, prompt_order="random")
+
+
+@pytest.mark.parametrize("order", ["fixed", "shuffled"])
+def test_a_fixed_order_holds_within_every_pass_too(order):
+    made = PassOrder(3, order=order)
+    passes = [
+        [made.batch(0, number, position, fresh=2, stored=4, batches=2) for position in range(2)]
+        for number in range(3)
+    ]
+    in_order = [[0, 2, 3], [1, 4, 5]]
+    assert (passes == [in_order] * 3) == (order == "fixed")
+    assert all(sorted(sum(batches, [])) == list(range(6)) for batches in passes)
 
 
 # --------------------------------------------------------------------------- groups without signal
