@@ -129,7 +129,7 @@ def test_a_fixed_order_holds_within_every_pass_too(order):
     ]
     in_order = [[0, 2, 3], [1, 4, 5]]
     assert (passes == [in_order] * 3) == (order == "fixed")
-    assert all(sorted(sum(batches, [])) == list(range(6)) for batches in passes)
+    assert all(sorted(i for b in batches for i in b) == list(range(6)) for batches in passes)
 
 
 # --------------------------------------------------------------------------- groups without signal
