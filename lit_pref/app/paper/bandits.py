@@ -314,8 +314,8 @@ def negatives_numbers(curves: Curves) -> Numbers:
 
 def negatives_draw(curves: Curves, path: Path, title: str) -> None:
     names = {
-        "kept": "as published", "removed": "negative gradient removed (negative_weight=0)",
-        "shifted": "advantages shifted to be positive (shift=min)",
+        "kept": "as published", "removed": "negative part removed",
+        "shifted": "advantages shifted",
     }  # fmt: skip
     lines = [(names[u], {"update": u}) for u in curves.labels("update")]
     _draw_curves(curves, path, title, lines, panels=[("R1, token bandit", {})])
