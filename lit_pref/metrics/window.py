@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Window:
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
+        self._numbers: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
         """Add items.
@@ -28,29 +29,56 @@ class Window:
             values: any shape; each entry is one item.
             weights: weight of each item (1 by default); items of weight 0 do not count.
         """
+        self.add_all({name: values}, weights)
+
+    def add_all(self, items: Mapping[str, Tensor], weights: Tensor | None = None) -> None:
+        """Add items of several metrics that share their weights: few operations for all.
+
+        Args:
+            items: by glossary name; all of one device, of one shape or one item.
+            weights: as in ``add``.
+        """
+        first = next(iter(items.values()))
         # float64, so that long windows lose nothing; MPS has none
-        dtype = torch.float32 if values.device.type == "mps" else torch.float64
-        values = values.detach().to(dtype).reshape(-1)
-        if weights is None:
-            total, count = values.sum(), values.new_tensor(float(values.numel()))
-        else:
-            weights = weights.detach().to(dtype).reshape(-1)
-            counted = weights != 0  # a NaN of weight 0 must not spoil the mean
-            total = torch.where(counted, values * weights, torch.zeros_like(values)).sum()
-            count = weights.sum()
-        self.add_total(name, total, count)
+        dtype = torch.float32 if first.device.type == "mps" else torch.float64
+        with torch.no_grad():
+            rows = torch.broadcast_tensors(*(v.reshape(-1).to(dtype) for v in items.values()))
+            values = torch.stack(rows)
+            if weights is None:
+                count = values.new_tensor(float(values.shape[1]))
+            else:
+                weights = weights.reshape(-1).to(values)
+                counted = weights != 0  # a NaN of weight 0 must not spoil the mean
+                values = torch.where(counted, values * weights, 0.0)
+                count = weights.sum()
+            sums = values.sum(1)
+            self._add_rows(list(items), torch.stack([sums, count.expand_as(sums)], dim=1))
 
     def add_total(self, name: str, total: Tensor, count: Tensor | float) -> None:
         """Add a sum and the number of items it is over, both scalars."""
-        item = torch.stack([total.detach(), torch.as_tensor(count).to(total)])
+        total = total.detach()
+        self._add_rows([name], torch.stack([total, torch.as_tensor(count).to(total)])[None])
+
+    def _add_rows(self, names: Sequence[str], rows: Tensor) -> None:
+        """Add [names, 2] sums and counts."""
         # One running sum, not a list to be added later: a resumed window adds in the same order.
-        if name in self._totals:  # from a checkpoint it comes on the host
-            item = self._totals[name].to(item.device) + item
-        self._totals[name] = item
+        if any(n in self._totals for n in names):  # from a checkpoint they come on the host
+            nothing = rows.new_zeros(2)
+            before = [self._totals.get(n, nothing).to(rows.device) for n in names]
+            rows = torch.stack(before) + rows
+        self._totals.update(zip(names, rows.unbind(), strict=True))
+
+    def add_number(self, name: str, value: float) -> None:
+        """Add one item that is known on the host; no tensor is made for it before ``flush``."""
+        if name in self._totals:  # from a checkpoint
+            total, count = self._totals.pop(name).tolist()
+        else:
+            total, count = self._numbers.get(name, (0.0, 0.0))
+        self._numbers[name] = (total + value, count + 1.0)
 
     def names(self) -> list[str]:
         """Names in the open window, sorted."""
-        return sorted(self._totals)
+        return sorted({*self._totals, *self._numbers})
 
     def flush(
         self,
@@ -69,18 +97,19 @@ class Window:
         names = self.names() if names is None else names
         if not names:
             return {}
-        rows = _together([self._totals.get(n) for n in names])
-        sums = reduce(rows).tolist()
-        self._totals = {}
+        totals = self.state()
+        sums = reduce(_together([totals.get(n) for n in names])).tolist()
+        self._totals, self._numbers = {}, {}
         return {n: s / c for n, (s, c) in zip(names, sums, strict=True) if c}
 
     def state(self) -> dict[str, Tensor]:
         """The open window, for checkpoints: name -> [sum, count]."""
-        return dict(self._totals)
+        numbers = torch.tensor(list(self._numbers.values()), dtype=torch.float64)
+        return {**self._totals, **dict(zip(self._numbers, numbers, strict=True))}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Inverse of ``state``."""
-        self._totals = dict(state)
+        self._totals, self._numbers = dict(state), {}
 
 
 def _together(totals: Sequence[Tensor | None]) -> Tensor:

@@ -214,7 +214,8 @@ class ObjectiveModule(L.LightningModule):
 
     def _update(self, optimizer: Any, batch: Batch) -> None:
         settings = self.optimizer_settings
-        norm = clip_gradients(self.parameters(), settings.clip_norm)
+        weights = (p for group in optimizer.param_groups for p in group["params"])
+        norm = clip_gradients(weights, settings.clip_norm)
         finite = bool(torch.isfinite(norm))
         if finite:
             self._skipped_in_a_row = 0
@@ -253,8 +254,8 @@ class ObjectiveModule(L.LightningModule):
     def log_step(self, batch: Batch) -> None:
         """End of a step; in ``training_step``, since callbacks that save run right after it."""
         for name, value in batch.info.items():
-            self.window.add_total(name, torch.tensor(value, dtype=torch.float64), 1.0)
-        self.window.add_total("learning_rate", torch.tensor(self._lr, dtype=torch.float64), 1.0)
+            self.window.add_number(name, value)
+        self.window.add_number("learning_rate", self._lr)
         step = self.trainer.global_step
         total = data_of(self.trainer).total_steps
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # not declared

@@ -48,9 +48,8 @@ def track_behaviour(window: Window, token_logps: Tensor, batch: Batch) -> None:
     known = log_ratio.isfinite()
     log_ratio = torch.where(known, log_ratio, torch.zeros_like(log_ratio))
     weights = importance_weights(log_ratio)
-    window.add(_MEAN, weights, known)
-    window.add(_SQUARE, weights.square(), known)
-    window.add("importance/kl", -log_ratio, known)
+    items = {_MEAN: weights, _SQUARE: weights.square(), "importance/kl": -log_ratio}
+    window.add_all(items, known)
 
 
 def finish_importance(values: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,9 +93,10 @@ def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:
 
 
 def _parts(module: ObjectiveModule, batch: Batch) -> list[Batch]:
-    indices = micro_batches(
-        batch.tokens, batch.micro_batch_tokens, whole_prompts=module.whole_prompts
-    )
+    tokens, budget = batch.tokens, batch.micro_batch_tokens
+    indices = list(micro_batches(tokens, budget, whole_prompts=module.whole_prompts))
+    if len(indices) == 1 and len(set(tokens.prompt_of)) == len(tokens.prompt_lengths):
+        return [replace(batch, whole=None, local=None)]  # all of it: nothing to pick
     return [batch.select(index) for index in indices]
 
 
@@ -103,6 +105,8 @@ def _keep_up(module: ObjectiveModule, batch: Batch, done: int) -> None:
 
     Copies of the model meet once, in the last backward. Shards meet in every forward and backward.
     """
+    if module.trainer.world_size == 1:
+        return
     wanted = max(done, 1)
     if is_sharded(module.policy):
         wanted = int(module.trainer.strategy.reduce(torch.tensor(wanted), reduce_op="max"))

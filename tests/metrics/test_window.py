@@ -22,6 +22,38 @@ def test_names_of_other_processes_have_no_weight_here():
     assert Window().flush(names=["b"]) == {}
 
 
+def test_metrics_that_share_weights_are_added_as_if_one_by_one():
+    together, alone = Window(), Window()
+    for scale in (1.0, 2.0):
+        items = {"a": torch.tensor([1.0, float("nan"), 3.0]), "b": torch.tensor([scale] * 3)}
+        weights = torch.tensor([0.5, 0.0, scale])
+        together.add_all({**items, "one": torch.tensor(4.0)}, weights)
+        for name, values in items.items():
+            alone.add(name, values, weights)
+        together.add("c", items["b"])
+    found = together.flush()
+    assert {n: found[n] for n in "ab"} == alone.flush()
+    assert found["a"] == pytest.approx((0.5 + 3.0 + 0.5 + 6.0) / 4)
+    assert (found["one"], found["c"]) == (4.0, 1.5)
+
+
+def test_numbers_of_the_host_go_on_exactly_after_a_checkpoint():
+    whole, resumed = Window(), Window()
+    values = [0.1, 0.2, 0.3, 0.7]
+    for v in values:
+        whole.add_number("age", v)
+    for v in values[:2]:
+        resumed.add_number("age", v)
+    state = resumed.state()
+    resumed = Window()
+    resumed.load(state)
+    for v in values[2:]:
+        resumed.add_number("age", v)
+    assert resumed.names() == ["age"]
+    assert resumed.flush() == whole.flush() != {}
+    assert resumed.state() == {}
+
+
 def filled(device):
     """Losses on the device, facts about the batch on the host, in a mixed order of names."""
     window = Window()

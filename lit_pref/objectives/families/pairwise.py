@@ -126,6 +126,5 @@ class PairwiseModule(PairedModule):
             chosen, rejected, margin=batch.view.pair["margin"].to(stats.logps)
         )
         metrics = {"logps/chosen": chosen.logps, "logps/rejected": rejected.logps, **metrics}
-        for name, values in metrics.items():
-            self.window.add(name, values, weight)
+        self.window.add_all(metrics, weight)
         return (losses * weight).sum() / batch.counts["pair/weight"]

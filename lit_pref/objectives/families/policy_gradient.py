@@ -213,10 +213,10 @@ class PolicyGradientModule(ObjectiveModule):
         return (losses * shares).sum() / batch.counts[f"response/{count}"]
 
     def _track(self, stats: TokenStats, batch: Batch, advantage: Tensor, weight: Tensor) -> None:
-        self.window.add("advantages/mean", advantage, weight)
-        self.window.add("advantages/magnitude", advantage.abs(), weight)
+        items = {"advantages/mean": advantage, "advantages/magnitude": advantage.abs()}
         if stats.entropy is not None:
-            self.window.add("entropy", stats.entropy, weight)
+            items["entropy"] = stats.entropy
+        self.window.add_all(items, weight)
         ref = batch.notes.token.get("ref_logps")
         if ref is not None:
             sums = self.response_sums(stats.logps.detach() - ref.to(stats.logps), batch.tokens)
@@ -225,9 +225,7 @@ class PolicyGradientModule(ObjectiveModule):
     def track_ratio(self, ratio: Tensor, low: float | None, high: float | None) -> None:
         """Log the mean ratio and the shares of tokens below and above the clip range."""
         ratio = ratio.detach()
-        self.window.add("ratio/mean", ratio)
         below = torch.zeros_like(ratio) if low is None else (ratio < 1 - low).to(ratio)
         above = torch.zeros_like(ratio) if high is None else (ratio > 1 + high).to(ratio)
-        self.window.add("clip_ratio/low", below)
-        self.window.add("clip_ratio/high", above)
-        self.window.add("clip_ratio/region", below + above)
+        items = {"ratio/mean": ratio, "clip_ratio/low": below, "clip_ratio/high": above}
+        self.window.add_all({**items, "clip_ratio/region": below + above})

@@ -81,8 +81,7 @@ class ScoreModule(PairedModule):
         chosen, rejected = scores[pairs[:, 0]], scores[pairs[:, 1]]
         weight = batch.view.pair["weight"].to(scores)
         losses = self.score_loss(chosen, rejected, margin=batch.view.pair["margin"].to(scores))
-        for name, values in reward_metrics(chosen, rejected).items():
-            self.window.add(name, values, weight)
+        self.window.add_all(reward_metrics(chosen, rejected), weight)
         return (losses * weight).sum() / batch.counts["pair/weight"]
 
     # ------------------------------------------------------------------ measuring

@@ -101,8 +101,7 @@ class SupervisedModule(ObjectiveModule):
         weight = batch.view.response["weight"].to(logps)
         coefficient = batch.view.response["coefficient"].to(logps)
         lengths = torch.tensor(batch.tokens.lengths, device=logps.device, dtype=logps.dtype)
-        self.window.add("logps/mean", logps, weight)
-        self.window.add("weights/mean", coefficient, weight)
+        self.window.add_all({"logps/mean": logps, "weights/mean": coefficient}, weight)
         imitated = logps.detach() * weight
         self.window.add_total("nll", -imitated.sum(), (lengths * weight).sum())
         return -(logps * coefficient * weight).sum() / self.normaliser(batch)
