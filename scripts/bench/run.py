@@ -27,8 +27,9 @@ DPO_FLOOR = "raw_dpo.py --path packed --share 1 --ref cached --mallopt 1"
 SMALL, LARGE = "--model tiny --steps 23 --warm 3", "--model smollm2 --batch 2 --steps 6 --warm 1"
 ON_TINY = "--model tiny --prompts 4 --G 8 --new 64 --steps 6 --warm 1"
 ON_SMOL = "--model smollm2 --prompts 2 --G 4 --new 64 --steps 3 --warm 1"
-GEN = "--model smollm2 --prompts 32 --G 4 --new 64 --steps 2 --warm 1"
-# row: (base, floor, ours, keys, least ratio of ours to the floor, of ours to the base)
+GEN = "gen_lengths.py --model smollm2 --prompts 32 --G 4 --new 192 --steps 2 --warm 1"
+# row: (base, floor or None, ours, what is compared, least ratio of ours to the floor, to the base);
+# the base is TRL, for generation model.generate
 TABLE = {
     "dpo_tiny": (
         f"trl_dpo.py {SMALL}", f"{DPO_FLOOR} {SMALL}", f"our_dpo.py {SMALL}", "step_s", 0.95, None,
@@ -49,8 +50,7 @@ TABLE = {
         "step_s", 1.1, None,
     ),
     "generate_smollm2": (
-        f"raw_gen.py --mode hf_dynamic {GEN}", f"raw_gen.py --mode hand --mallopt 1 {GEN}",
-        f"our_gen.py {GEN}", "step_s", None, 1.8,
+        f"{GEN} --engine hf", None, f"{GEN} --engine ours", "s_per_token", None, 1.8,
     ),
 }  # fmt: skip
 LADDER = {
@@ -65,7 +65,7 @@ LADDER = {
 def command(text, model=""):
     """A shell command of the kit or of ours, with the interpreter that can run it."""
     name, *rest = shlex.split(text)
-    ours = name.startswith("our_")
+    ours = (HERE / name).exists()
     python = sys.executable if ours else os.environ.get("BENCH_TRL_PYTHON", sys.executable)
     folder = HERE if ours else Path(os.environ["BENCH_KIT"])
     return shlex.join([python, str(folder / name), *rest, *shlex.split(model)])
@@ -88,14 +88,17 @@ def compare(name, commands, a):
 
 
 def spread(values):
+    if not values:
+        return "-"
     values = sorted(values)
     middle = values[len(values) // 2]
     return f"{middle:.2f} ({values[0]:.2f} to {values[-1]:.2f})"
 
 
 def ratios(found, key, slow, fast):
-    """How many times faster ``fast`` was than ``slow``, round by round."""
-    pairs = zip(found["runs"][slow], found["runs"][fast], strict=False)
+    """How many times less of ``key`` the run ``fast`` needed than ``slow``, round by round."""
+    runs = found["runs"]
+    pairs = zip(runs.get(slow, []), runs.get(fast, []), strict=False)
     return [x[key] / y[key] for x, y in pairs]
 
 
@@ -110,29 +113,23 @@ def note(found):
 
 def table(a):
     lines = [
-        "| work | floor to TRL | ours to TRL | ours to floor | required | peak memory, ours to TRL | |",
-        "|---|---|---|---|---|---|---|",
+        "| work | floor to base | ours to base | ours to floor | required "
+        "| peak memory: floor to base | ours to base | ours to floor | |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in a.rows.split(",") if a.rows else TABLE:
         base, floor, ours, key, to_floor, to_base = TABLE[name]
-        commands = {
-            n: command(t)
-            for n, t in zip(("trl", "floor", "ours"), (base, floor, ours), strict=True)
-        }
-        found = compare(name, commands, a)
-        if any(not found["runs"].get(n) for n in commands):
-            lines.append(f"| {name} | failed: {str(found['failure']).splitlines()[0]} | | | | | |")
+        texts = {"base": base, "floor": floor, "ours": ours}
+        found = compare(name, {n: command(t) for n, t in texts.items() if t}, a)
+        if any(not found["runs"].get(n) for n, t in texts.items() if t):
+            lines.append(f"| {name} | failed: {str(found['failure']).splitlines()[0]} |" + " |" * 7)
             continue
-        need = f"{to_floor} to floor" if to_floor else f"{to_base} to TRL"
-        memory = [
-            y["peak_rss_mb"] / x["peak_rss_mb"]
-            for x, y in zip(found["runs"]["trl"], found["runs"]["ours"], strict=False)
-        ]
-        cells = [
-            spread(ratios(found, key, "trl", "floor")), spread(ratios(found, key, "trl", "ours")),
-            spread(ratios(found, key, "floor", "ours")), need, spread(memory), note(found),
-        ]  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        pairs = [("base", "floor"), ("base", "ours"), ("floor", "ours")]
+        cells = [ratios(found, key, *pair) for pair in pairs]
+        memory = [ratios(found, "peak_rss_mb", fast, slow) for slow, fast in pairs]
+        need = f"{to_floor} to floor" if to_floor else f"{to_base} to base"
+        words = [*map(spread, cells), need, *map(spread, memory), note(found)]
+        lines.append(f"| {name} | " + " | ".join(words) + " |")
     return lines
 
 
