@@ -135,6 +135,7 @@ class RoundDataModule(L.LightningDataModule):
         self._pass = 0
         self._order = PassOrder(seed, order=prompt_order)
         self._largest_said = 0
+        self._failure_told = False
 
     # ------------------------------------------------------------------ override
 
@@ -216,6 +217,10 @@ class RoundDataModule(L.LightningDataModule):
             listener.on_progress(stage, done, total)
 
     def _on_failure(self, index: int, groups: list[Group]) -> None:
+        """Tell once per failed round: who knows most of what was sampled comes first."""
+        if self._failure_told:
+            return
+        self._failure_told = True
         for listener in self.listeners:
             listener.on_failed_round(index, groups)
 
@@ -335,7 +340,13 @@ class RoundDataModule(L.LightningDataModule):
         if self.round is not None and self.round.index == index:
             self._tensors = self._tensors or RoundTensors(self.round, max_age=self.max_age)
             return
-        round = make_round(self, index, self.client)
+        self._failure_told = False
+        try:
+            round = make_round(self, index, self.client)
+        except BaseException:  # also after sampling: the true reward, annotations, Ctrl-C
+            if self.newly_sampled and self.trainer.global_rank == 0:  # type: ignore[union-attr]
+                self._on_failure(index, list(self.newly_sampled))
+            raise
         self.round, self._tensors = round, RoundTensors(round, max_age=self.max_age)
         self._compare_with_budget(self._tensors, self.client)
         for listener in self.listeners:

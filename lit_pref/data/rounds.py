@@ -38,8 +38,8 @@ class RoundListener(Protocol):
 
 def make_round(data: RoundDataModule, index: int, client: RoundClient) -> Round:
     """Groups, what the objective uses of them, its notes and its view."""
-    client.begin_round(index)
     data.newly_sampled, data.round_counts = [], {}
+    client.begin_round(index)
     groups = data.make_groups(index, client)
     assert len(groups) == data.prompts_per_round
     strict = data.fresh_groups == data.prompts_per_round == data.batch_size and data.reuse == 1

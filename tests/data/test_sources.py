@@ -229,6 +229,37 @@ def test_a_failure_while_refilling_keeps_the_whole_round(tmp_path):
         assert (g["source"], g["round"], g["policy_version"]) == ("onpolicy", 1, 4)
 
 
+def test_a_failure_of_the_true_reward_keeps_the_round(tmp_path):
+    """It is asked when everything is sampled and scored already."""
+    task = TokenBandit(seed=0, offline_prompts=6, train_prompts=5)
+    task.true_reward = lambda: Breaks(after=5)
+    reward = Flat()
+    reward.name = "stand_in"
+    with pytest.raises(RewardError, match="no more"):
+        train(source("onpolicy", task=task, reward=reward), tmp_path)
+    kept = [json.loads(x) for x in (tmp_path / "failed_round.jsonl").read_text().splitlines()]
+    assert len(lines(tmp_path)) == 4  # round 0
+    assert [g["round"] for g in kept] == [1] * 4
+    assert all(r["reward"] is not None for g in kept for r in g["responses"])
+
+
+def test_a_failure_of_an_annotation_keeps_the_round_and_no_other(tmp_path):
+    module = dpo()
+    annotate = module.annotate
+
+    def fails_later(round, forward):
+        if round.index:
+            raise RuntimeError("out of memory")
+        return annotate(round, forward)
+
+    module.annotate = fails_later
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(source("onpolicy"), tmp_path, module)
+    kept = [json.loads(x) for x in (tmp_path / "failed_round.jsonl").read_text().splitlines()]
+    assert [g["round"] for g in kept] == [1] * 4
+    assert [g["prompt_ids"] for g in kept] != [g["prompt_ids"] for g in lines(tmp_path)]
+
+
 def test_a_round_without_any_signal_counts_steps_and_changes_nothing(tmp_path):
     module = REINFORCE(HFPolicy(gpt_nano()))
     module.policy.load()
