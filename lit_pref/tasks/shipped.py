@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lit_pref.tasks.base import Task
 from lit_pref.tasks.text import TextTask
@@ -39,7 +39,11 @@ class ShippedText(Task):
         max_dropped: largest share of a file's rows that may be unusable.
         max_new_tokens: most tokens of a sampled response.
         max_prompt_tokens: most tokens of a prompt.
+        max_response_tokens: most tokens of a given response.
+        long_prompts: ``drop`` or ``keep_end``.
+        long_responses: ``cut`` or ``drop``.
         validation_prompts: prompts held out when no validation file is named.
+        cache_dir: keeps the tokenised pairs.
 
     Raises:
         Refusal: see ``TextTask``.
@@ -62,7 +66,11 @@ class ShippedText(Task):
         max_dropped: float = 0.2,
         max_new_tokens: int = 64,
         max_prompt_tokens: int | None = None,
+        max_response_tokens: int | None = None,
+        long_prompts: Literal["drop", "keep_end"] = "drop",
+        long_responses: Literal["cut", "drop"] = "cut",
         validation_prompts: int = 16,
+        cache_dir: str | None = None,
     ) -> None:
         if not isinstance(offline_prompts, int) or offline_prompts < 0:
             raise Refusal(f"task.offline_prompts must be a whole number, got {offline_prompts!r}")
@@ -84,7 +92,11 @@ class ShippedText(Task):
             max_dropped=max_dropped,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
+            max_response_tokens=max_response_tokens,
+            long_prompts=long_prompts,
+            long_responses=long_responses,
             validation_prompts=validation_prompts,
+            cache_dir=cache_dir if pairs else None,  # the shipped prompts are few
         )
         self.eos_ids = self.text.eos_ids
         self.max_new_tokens = self.text.max_new_tokens

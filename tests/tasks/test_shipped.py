@@ -154,3 +154,18 @@ def test_refusals():
         make(file="rhymes.jsonl")
     with pytest.raises(Refusal, match=r"task\.offline_prompts"):
         make(offline_prompts=-1)
+
+
+def test_lengths_of_given_responses_are_bounded_as_in_the_text_task(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"prompt": "Say something.", "chosen": "word " * 40, "rejected": "no"}
+    pairs.write_text("".join(json.dumps(row | {"rejected": f"no {n}"}) + "\n" for n in range(4)))
+    cut = make(pairs=str(pairs), max_response_tokens=6, cache_dir=str(tmp_path / "kept"))
+    groups = cut.offline()
+    assert {len(g.responses[0].ids) for g in groups} == {6}
+    assert list((tmp_path / "kept" / "data").iterdir())
+    dropped = make(pairs=str(pairs), max_response_tokens=6, long_responses="drop", max_dropped=1.0)
+    with pytest.raises(Refusal, match="response longer than 6 tokens"):
+        dropped.offline()
+    with pytest.raises(Refusal, match="long_prompts"):
+        make(long_prompts="shorten")
