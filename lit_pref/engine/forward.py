@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_pref.engine.head import head_stats, logit_stats
+from lit_pref.engine.head import declared_form, head_stats, logit_stats
 from lit_pref.engine.layout import PackedLayout, PaddedLayout, pack, pad, prefer_packed
 from lit_pref.functional.partition import fitting
 from lit_pref.types import FlatTokens, Refusal, TokenStats
@@ -37,8 +37,8 @@ def hf_token_stats(
         tokens: what to score; on the model's device.
         path: ``"packed"`` shares prompts and has no padding; ``"padded"`` works for any model.
         stats: names out of ``STATS``.
-        plain_head: whether logits are exactly ``get_output_embeddings()(hidden)``; if not, the
-            model computes its own logits, all at once.
+        plain_head: whether logits are exactly ``get_output_embeddings()(hidden)``, scaled and
+            capped as the config declares; if not, the model computes its own logits, all at once.
         pad_id: id used for padding; never seen by a real token.
 
     Returns:
@@ -130,6 +130,7 @@ def _from_hidden(model: Any, hidden: Tensor, targets: Tensor, wanted: set[str]) 
         targets,
         entropy="entropy" in wanted,
         sum_squares="sum_squares" in wanted,
+        form=declared_form(model.config),
     )
     return TokenStats(logps=logps, entropy=entropy, sum_squares=squares)
 

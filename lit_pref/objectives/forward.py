@@ -16,6 +16,9 @@ from lit_pref.types import FlatTokens, TokenStats
 
 __all__ = ["EngineForward"]
 
+NO_GRADIENT_TOKENS = 4096
+"""Tokens of one forward where nothing else is said: more is not faster, and needs more memory."""
+
 _FIELDS = ("logps", "entropy", "sum_squares", "hidden", "final_hidden", "values")
 
 
@@ -24,7 +27,8 @@ class EngineForward:
 
     Args:
         models: by name (``"policy"``, ``"reference"``): anything with ``token_logps``.
-        micro_batch_tokens: token budget of one forward.
+        micro_batch_tokens: token budget of one forward; None: that of ``NO_GRADIENT_TOKENS``. A
+            round may be the whole data set, so there is always one.
         device: where the models are.
         context: entered around each forward (autocast of the trainer's precision).
     """
@@ -37,7 +41,7 @@ class EngineForward:
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.models = models
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens = micro_batch_tokens or NO_GRADIENT_TOKENS
         self.device = device
         self.context = context
 
@@ -61,6 +65,9 @@ class EngineForward:
                         parts[name].append(value.float().cpu())
         for module in training:
             module.train()
+        rest = getattr(model, "rest", None)
+        if rest is not None:  # what it holds is not needed before the next pass
+            rest()
         if not order:
             return TokenStats(logps=torch.zeros(0))
         found = {n: _reorder(torch.cat(p), order, tokens, n) for n, p in parts.items() if p}

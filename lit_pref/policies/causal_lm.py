@@ -20,6 +20,7 @@ from lit_pref.policies.lora import (
     merged_state,
     save_adapters,
 )
+from lit_pref.policies.mapped import MappedWeights
 from lit_pref.policies.prepare import (
     keep_trainable,
     recompute_activations,
@@ -97,6 +98,7 @@ class HFPolicy(nn.Module):
         self.lora = lora
         self.plain_head = True
         self.model: Any = None
+        self.mapped: MappedWeights | None = None
         self._digest: str | None = None
         self._hooks: list[Any] = []
         if lora is not None:
@@ -230,17 +232,22 @@ class HFPolicy(nn.Module):
         """Width of the last hidden state; the model must be loaded."""
         return int(self.model.config.get_text_config().hidden_size)
 
-    def frozen_copy(self, *, adapters: bool = False) -> HFPolicy:
+    def frozen_copy(self, *, adapters: bool = False, on_disk: bool = False) -> HFPolicy:
         """A copy without gradients, in eval mode; of a model with LoRA it shares the weights.
 
         Args:
             adapters: keep (a copy of) the adapters; otherwise it is the model without them.
+            on_disk: its weights are never written: those that are still as in the model's file
+                are read from there when they are used, and need no memory in between.
         """
         self.load()
         twin = HFPolicy(self.spec, path=self.path, lora=self.lora)
         twin.plain_head = self.plain_head
         frozen = () if self.lora is None else self.model.parameters()
-        shared = {id(p): p for p in frozen if not p.requires_grad}
+        shared: dict[int, Any] = {id(p): p for p in frozen if not p.requires_grad}
+        if on_disk and self.lora is None:
+            twin.mapped = MappedWeights(self.spec.weight_files())
+            shared = twin.mapped.replacements(self.model)
         twin.model = copy.deepcopy(self.model, shared)
         if self.lora is not None and not adapters:
             adapters_off(twin.model)

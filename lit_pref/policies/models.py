@@ -131,4 +131,5 @@ def random_model(
         vocab_size=config.vocab_size,
         load=load,
         fingerprint=digest(name, seed, config_identity(config.to_dict())),
+        config=config,
     )

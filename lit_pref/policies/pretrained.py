@@ -113,6 +113,9 @@ def hf(
         load=lambda: _load(source, config, revision=pinned, dtype=DTYPES[dtype], quantize=quantize),
         fingerprint=digest(dtype, identity, *([] if quantize is None else [quantize])),
         quantized=quantize is not None,
+        config=config,
+        dtype=DTYPES[dtype],
+        weight_files=lambda: _weight_files(where) if folder else _cached_files(source, pinned),
     )
 
 
@@ -218,6 +221,15 @@ def _weight_files(where: Path) -> list[Path]:
         if index.is_file():
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
             return [where / n for n in sorted(set(names))]
+    return []
+
+
+def _cached_files(source: str, revision: str | None) -> list[Path]:
+    """The weight files of a hub id that were downloaded already."""
+    for name in (WEIGHTS[0], f"{WEIGHTS[0]}.index.json"):
+        cached = try_to_load_from_cache(source, name, revision=revision)
+        if isinstance(cached, str):
+            return _weight_files(Path(cached).parent)
     return []
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lit_pref.engine import attention
 from lit_pref.engine.forward import Path, hf_token_stats, packed_inputs
+from lit_pref.engine.head import declared_form
 from lit_pref.engine.layout import pack
 from lit_pref.policies.spec import ModelSpec
 from lit_pref.types import FlatTokens
@@ -106,7 +107,7 @@ def _tokens(spec: ModelSpec, device: torch.device) -> FlatTokens:
 
 @torch.no_grad()
 def head_is_plain(model: Any) -> bool:
-    """Whether logits are exactly the output layer on the last hidden state."""
+    """Whether logits are the output layer on the last hidden state, in the declared form."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return False
@@ -115,11 +116,23 @@ def head_is_plain(model: Any) -> bool:
     hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
     if hidden is None or hidden.shape[-1] != head.in_features:
         return False
-    # Small logits pass through a soft cap almost unchanged, so look at large ones.
-    scale = 1e3 / head(hidden).abs().max().clamp(min=1e-6)
+    form = declared_form(model.config)
+    largest = head(hidden).abs().max().clamp(min=1e-6) * abs(form.scale)
+    # Small logits pass through a soft cap almost unchanged, so look at large ones; with a cap all
+    # of those are alike, so look at some of its own size too.
+    sizes = [1e3] if form.cap is None else [1e3, 2 * form.cap]
+    return all(_keeps_form(model, head, hidden, ids, size / largest) for size in sizes)
+
+
+def _keeps_form(model: Any, head: nn.Module, hidden: Tensor, ids: Tensor, scale: Tensor) -> bool:
+    """Whether the model's logits are of the declared form when the head's product is scaled."""
     enlarge = head.register_forward_hook(lambda module, inputs, output: output * scale)
     try:
         logits = model(input_ids=ids, use_cache=False).logits
-        return torch.allclose(head(hidden), logits, atol=1.0, rtol=1e-2)
+        wanted = declared_form(model.config)(head(hidden))
+        near = 1e-3 * float(wanted.abs().max())
+        if wanted.dtype in (torch.float16, torch.bfloat16):
+            near *= 4
+        return torch.allclose(wanted, logits, atol=near, rtol=1e-2)
     finally:
         enlarge.remove()

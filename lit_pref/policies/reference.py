@@ -22,7 +22,9 @@ class FrozenReference:
     """A copy of the policy as it is before training; with LoRA the policy without its adapters.
 
     It is not a submodule of the objective, so no checkpoint carries its weights; a resumed run
-    makes it again from the same source, before the checkpoint is loaded.
+    makes it again from the same source, before the checkpoint is loaded. On a CPU, weights that
+    are just as in the model's own safetensors file are used from there, without a second copy in
+    memory.
 
     Args:
         cache_dir: folder below which log-probs of stored responses are kept for later runs; None
@@ -41,7 +43,11 @@ class FrozenReference:
 
     def prepare(self, policy: Policy) -> None:
         """Take the copy; does nothing the second time."""
-        if self.copy is None:  # of any policy that has the methods used here
+        if self.copy is not None:
+            return
+        if isinstance(policy, HFPolicy):
+            self.copy = policy.frozen_copy(on_disk=True)
+        else:  # any policy that has the methods used here
             self.copy = cast(HFPolicy, policy).frozen_copy()
 
     def to(self, device: torch.device) -> None:
@@ -50,8 +56,17 @@ class FrozenReference:
 
     def token_logps(self, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
         assert self.copy is not None, "prepare comes first"
+        mapped = getattr(self.copy, "mapped", None)
+        if mapped is not None:
+            mapped.check()
         with torch.no_grad():
             return self.copy.token_logps(tokens, stats=stats)
+
+    def rest(self) -> None:
+        """Called after its work in a round: weights that are in a file leave the memory."""
+        mapped = getattr(self.copy, "mapped", None)
+        if mapped is not None:
+            mapped.rest()
 
     def cache(self, *, precision: str) -> ReferenceCache | None:
         """Where log-probs of stored responses are kept; None if nowhere.

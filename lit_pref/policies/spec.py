@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     GenerationConfig,
     PreTrainedConfig,
@@ -33,6 +35,9 @@ class ModelSpec:
         fingerprint: the same for the same weights, else different.
         quantized: its weights cannot be trained, adapters on them can.
         policy: makes the policy, from this and ``initialise``; None for ``HFPolicy``.
+        config: of the architecture, for plans; None for what is no language model.
+        dtype: of the weights.
+        weight_files: the files that ``load`` reads, once it has; may be empty.
     """
 
     name: str
@@ -45,6 +50,9 @@ class ModelSpec:
     fingerprint: str
     quantized: bool = False
     policy: Callable[..., Any] | None = None
+    config: PreTrainedConfig | None = None
+    dtype: torch.dtype = torch.float32
+    weight_files: Callable[[], Sequence[Path]] = tuple
 
 
 def eos_ids_of(

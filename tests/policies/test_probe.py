@@ -1,10 +1,13 @@
 """Packed rows are used only where they are right, in every precision."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers as tf
 
 from lit_pref.engine import attention
+from lit_pref.engine.head import declared_form
 from lit_pref.policies.probe import head_is_plain, packed_misfit
 from lit_pref.policies.spec import ModelSpec
 
@@ -95,6 +98,36 @@ def test_layers_of_unknown_reach_do_not_fit():
 def test_heads():
     assert head_is_plain(model_of(CONFIGS["llama"]()))
     assert head_is_plain(model_of(CONFIGS["gpt2"]()))
-    assert not head_is_plain(model_of(CONFIGS["gemma2"]()))  # soft-capped
-    assert not head_is_plain(model_of(tf.GraniteConfig(**SMALL, logits_scaling=4.0)))
+    assert head_is_plain(model_of(CONFIGS["gemma2"]()))  # soft-capped at 30
+    assert head_is_plain(
+        model_of(tf.Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5))
+    )
+    assert head_is_plain(model_of(tf.CohereConfig(**SMALL, logit_scale=0.0625)))
+    assert head_is_plain(model_of(tf.GraniteConfig(**SMALL, logits_scaling=4.0)))
     assert head_is_plain(model_of(tf.GraniteConfig(**SMALL, logits_scaling=1.0)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "right, wrong",
+    [
+        (lambda: tf.Gemma2Config(**SMALL, head_dim=8), {"final_logit_softcapping": 20.0}),
+        (lambda: tf.Gemma2Config(**SMALL, head_dim=8), {"final_logit_softcapping": None}),
+        (lambda: tf.CohereConfig(**SMALL), {"logit_scale": 0.07}),
+        (lambda: tf.GraniteConfig(**SMALL, logits_scaling=4.0), {"logits_scaling": 1.0}),
+        (lambda: tf.LlamaConfig(**SMALL), {"final_logit_softcapping": 30.0}),
+        (lambda: tf.LlamaConfig(**SMALL), {"logit_scale": 0.5}),
+    ],
+)
+def test_a_head_that_does_other_than_its_config_says_is_left_to_the_model(
+    right, wrong, dtype, monkeypatch
+):
+    model = model_of(right(), dtype)
+    assert head_is_plain(model)
+    said = model.config.to_dict() | wrong
+
+    def declared(config):
+        return declared_form(SimpleNamespace(get_text_config=lambda: SimpleNamespace(**said)))
+
+    monkeypatch.setattr("lit_pref.policies.probe.declared_form", declared)
+    assert not head_is_plain(model)
