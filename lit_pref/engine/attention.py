@@ -1,12 +1,15 @@
 """Attention over a packed row in which responses share their prompt.
 
-Registered with transformers' public attention interface under ``NAME``. Without a layout it is the
-ordinary scaled dot-product attention, so generation and padded batches go through it unchanged.
+Registered with transformers' public attention interface under ``NAME``. With a cache and no layout
+it attends from the newest token of every row; with neither it is the ordinary scaled dot-product
+attention, so padded batches go through it unchanged.
 
 Shapes: ``n`` heads, ``L`` packed tokens, ``d`` head size.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,9 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from lit_pref.engine.layout import PackedLayout
+
+if TYPE_CHECKING:
+    from lit_pref.engine.kv_cache import SharedCache
 
 __all__ = ["NAME", "register"]
 
@@ -38,9 +44,18 @@ def shared_prompt_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     lit_pref_layout: PackedLayout | None = None,
+    lit_pref_cache: SharedCache | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls, [1, n, L, d] in, [1, L, n, d] out."""
+    window = sliding_window or 0
+    if lit_pref_cache is not None:
+        if lit_pref_layout is None:
+            out = lit_pref_cache.attend(
+                query, key, value, window=window, scaling=scaling, softcap=softcap, sinks=s_aux
+            )
+            return out, None
+        lit_pref_cache.store(key, value)
     if lit_pref_layout is None and softcap is None and s_aux is None:
         ordinary = AttentionInterface()["sdpa"]
         return ordinary(
@@ -54,7 +69,6 @@ def shared_prompt_attention(
         mask = _dense_mask(query, key, attention_mask)
         out = _attend(query, key, value, mask, scaling, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
-    window = sliding_window or 0
     lit_pref_layout.windows.add(window)
     out = _packed(query, key, value, lit_pref_layout, window, scaling, softcap, s_aux)
     return out.transpose(1, 2).contiguous(), None

@@ -16,6 +16,12 @@ from lit_pref.types import Policy
 
 __all__ = ["DecodedRow", "decode", "sample_tokens", "truncated_log_probs"]
 
+BLOCK = 256
+"""Tokens of the vocabulary that are summed as one when a token is drawn."""
+
+LARGEST = 1 - 2**-53
+"""The largest float64 below 1."""
+
 
 @dataclass(slots=True)
 class DecodedRow:
@@ -59,22 +65,65 @@ def truncated_log_probs(logits: Tensor, *, temperature: float = 1.0, top_p: floa
     return kept.log_softmax(-1)
 
 
-def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
+def sample_tokens(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token per row by inverting the cumulative distribution.
 
-    The same uniform gives the same token whatever other rows are in the batch.
+    The same uniform gives the same token whatever other rows are in the batch. The sums over
+    blocks of the vocabulary are in double precision, and inside the block of the drawn token the
+    sum over its tokens: a float64 sum over the whole vocabulary costs more than a small model.
 
     Args:
-        log_probs: [R, V] log-probs.
+        probs: [R, V] float32 probabilities, up to a factor per row.
         uniforms: [R] float64 in [0, 1).
 
     Returns:
         [R] token ids.
     """
-    cdf = log_probs.double().exp().cumsum(-1)
-    # A float64 below 1 times the total is below the total, so an excluded last token is safe.
+    size = probs.shape[-1]
+    if size <= BLOCK:
+        return _inverted(probs, uniforms)[0]
+    whole = size // BLOCK * BLOCK
+    sums = probs[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
+    if whole < size:
+        sums = torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], -1)
+    block, share = _inverted(sums, uniforms)
+    inside = block[:, None] * BLOCK + torch.arange(BLOCK, device=probs.device)
+    some = probs.gather(-1, inside.clamp(max=size - 1)).masked_fill_(inside >= size, 0.0)
+    return (block * BLOCK + _inverted(some, share)[0]).clamp_(max=size - 1)
+
+
+def _inverted(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """[R] the place of each uniform on the cumulative [R, n] masses, and how far into that place.
+
+    Both are right for masses of any total; a place without mass is never returned.
+    """
+    cdf = mass.double().cumsum(-1)
+    # A float64 below 1 times the total is below the total, so an excluded last place is safe.
     target = uniforms.to(cdf.device)[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp(max=log_probs.shape[-1] - 1)
+    place = torch.searchsorted(cdf, target, right=True).clamp_(max=mass.shape[-1] - 1)
+    top, width = cdf.gather(-1, place), mass.double().gather(-1, place)
+    share = (1 - (top - target) / width).clamp_(0.0, LARGEST)
+    return place[:, 0], share[:, 0]
+
+
+def _draw(
+    logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[R] tokens, their log-probs under what was sampled from, and under the policy itself."""
+    logits = logits.float()
+    if top_p < 1 or temperature == 0:
+        log_probs = truncated_log_probs(logits, temperature=temperature, top_p=top_p)
+        tokens = sample_tokens(log_probs.exp(), uniforms)
+        behaviour = log_probs.gather(-1, tokens[:, None])[:, 0]
+        return tokens, behaviour, _log_prob(logits, tokens)
+    probs = (logits if temperature == 1 else logits / temperature).softmax(-1)
+    tokens = sample_tokens(probs, uniforms)
+    behaviour = probs.gather(-1, tokens[:, None])[:, 0].log()
+    return tokens, behaviour, behaviour if temperature == 1 else _log_prob(logits, tokens)
+
+
+def _log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
 
 @torch.no_grad()
@@ -113,7 +162,6 @@ def decode(
     Raises:
         RuntimeError: the model's logits are not numbers.
     """
-    plain = temperature == 1 and top_p >= 1
     logits, state = policy.prefill(prompts, copies)
     total = logits.shape[0]
     device = logits.device
@@ -126,12 +174,9 @@ def decode(
     lengths = torch.full((total,), max_new_tokens, dtype=torch.long)
     finished = torch.full((total,), len(end_ids) == 0)
     for t in range(max_new_tokens):
-        log_probs = truncated_log_probs(logits, temperature=temperature, top_p=top_p)
-        tokens = sample_tokens(log_probs, uniforms[rows, t])
-        behaviour = log_probs.gather(-1, tokens[:, None])[:, 0]
-        raw = behaviour
-        if not plain:
-            raw = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        tokens, behaviour, raw = _draw(
+            logits, uniforms[rows, t], temperature=temperature, top_p=top_p
+        )
         drawn.append((rows, tokens, behaviour, raw))
         if on_row is not None:
             kept[:, rows, t] = torch.stack([tokens.double(), behaviour.double(), raw.double()])

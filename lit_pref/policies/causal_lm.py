@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_pref.engine.forward import Path, hf_token_stats
+from lit_pref.engine.kv_cache import SharedCache
+from lit_pref.policies import decoding
 from lit_pref.policies.lora import (
     LoRA,
     adapters_off,
@@ -28,7 +29,7 @@ from lit_pref.policies.prepare import (
     weights_digest,
 )
 from lit_pref.policies.pretrained import no_progress_bars
-from lit_pref.policies.probe import head_is_plain, packed_misfit
+from lit_pref.policies.probe import decoding_misfit, head_is_plain, packed_misfit
 from lit_pref.policies.sharding import full_state, is_sharded
 from lit_pref.types import FlatTokens, Refusal, TokenStats
 
@@ -38,21 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["HFPolicy"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _DecodeState:
-    """Key-value cache and what is needed to extend it.
-
-    Attributes:
-        cache: transformers cache; one entry per row.
-        mask: [R, L] 1 where a cached token is real (prompts are padded on the left).
-        position: [R] position of the next token in its own sequence.
-    """
-
-    cache: Any
-    mask: Tensor
-    position: Tensor
 
 
 class HFPolicy(nn.Module):
@@ -97,6 +83,8 @@ class HFPolicy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
         self.plain_head = True
+        self.shared_decoding = False
+        """Whether prompts are shared while decoding; found out when the weights are loaded."""
         self.model: Any = None
         self.mapped: MappedWeights | None = None
         self._digest: str | None = None
@@ -124,6 +112,7 @@ class HFPolicy(nn.Module):
         self.plain_head = head_is_plain(model)
         if self.path != "padded":
             self.path = self._verified_path()
+        self.shared_decoding = self.path != "padded" and self._decodes_shared()
         if self.gradient_checkpointing:
             recompute_activations(model)
         return self
@@ -140,6 +129,13 @@ class HFPolicy(nn.Module):
             )
         log.info("%s: padded forward (packed rows do not apply: %s)", self.spec.name, reason)
         return "padded"
+
+    def _decodes_shared(self) -> bool:
+        """Whether decoding with shared prompts equals the padded forward on a small batch."""
+        reason = decoding_misfit(self.model, self.spec)
+        if reason is not None:
+            log.info("%s: prompts are not shared while decoding: %s", self.spec.name, reason)
+        return reason is None
 
     # ------------------------------------------------------------------ scoring
 
@@ -174,52 +170,27 @@ class HFPolicy(nn.Module):
     # ------------------------------------------------------------------ decoding
 
     def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> tuple[Tensor, Any]:
-        from transformers import DynamicCache
-
         self.load()
-        device = self.device
-        width = max(len(p) for p in prompts)
-        ids = torch.full((len(prompts), width), self.spec.pad_id, dtype=torch.long)
-        mask = torch.zeros(len(prompts), width, dtype=torch.long)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
-            mask[i, width - len(prompt) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        out = self(
-            run=lambda model: model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                past_key_values=DynamicCache(config=model.config),
-                use_cache=True,
-                logits_to_keep=1,
+        if not self.shared_decoding:
+            return decoding.prefill_padded(
+                self._run, prompts, copies, self.device, self.spec.pad_id
             )
-        )
-        cache = out.past_key_values
-        logits, position = out.logits[:, -1], mask.sum(-1)
-        if copies > 1:
-            cache.batch_repeat_interleave(copies)
-            logits = logits.repeat_interleave(copies, 0)
-            mask = mask.repeat_interleave(copies, 0)
-            position = position.repeat_interleave(copies, 0)
-        return logits, _DecodeState(cache, mask, position)
+        cache = SharedCache()
+        return decoding.enter_shared(self._run, cache, prompts, copies, self.device), cache
 
-    def step(self, token_ids: Tensor, state: _DecodeState) -> tuple[Tensor, Any]:
-        mask = torch.cat([state.mask, state.mask.new_ones(len(token_ids), 1)], 1)
-        out = self(
-            run=lambda model: model(
-                input_ids=token_ids[:, None],
-                attention_mask=mask,
-                position_ids=state.position[:, None],
-                past_key_values=state.cache,
-                use_cache=True,
-            )
-        )
-        return out.logits[:, -1], _DecodeState(out.past_key_values, mask, state.position + 1)
+    def step(self, token_ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if isinstance(state, SharedCache):
+            return decoding.step_shared(self._run, state, token_ids), state
+        return decoding.step(self._run, token_ids, state)
 
-    def keep_rows(self, state: _DecodeState, rows: Tensor) -> _DecodeState:
-        state.cache.batch_select_indices(rows)
-        return _DecodeState(state.cache, state.mask[rows], state.position[rows])
+    def keep_rows(self, state: Any, rows: Tensor) -> Any:
+        if isinstance(state, SharedCache):
+            state.keep(rows.tolist())
+            return state
+        return decoding.keep_rows(state, rows)
+
+    def _run(self, call: Callable[[Any], Any]) -> Any:
+        return self(run=call)
 
     # ------------------------------------------------------------------ the rest
 
@@ -242,7 +213,7 @@ class HFPolicy(nn.Module):
         """
         self.load()
         twin = HFPolicy(self.spec, path=self.path, lora=self.lora)
-        twin.plain_head = self.plain_head
+        twin.plain_head, twin.shared_decoding = self.plain_head, self.shared_decoding
         frozen = () if self.lora is None else self.model.parameters()
         shared: dict[int, Any] = {id(p): p for p in frozen if not p.requires_grad}
         if on_disk and self.lora is None:

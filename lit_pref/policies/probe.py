@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 from lit_pref.engine import attention
 from lit_pref.engine.forward import Path, hf_token_stats, packed_inputs
 from lit_pref.engine.head import declared_form
+from lit_pref.engine.kv_cache import SharedCache
 from lit_pref.engine.layout import pack
+from lit_pref.policies.decoding import enter_shared, step_shared
 from lit_pref.policies.spec import ModelSpec
 from lit_pref.types import FlatTokens
 
-__all__ = ["head_is_plain", "packed_misfit"]
+__all__ = ["decoding_misfit", "head_is_plain", "packed_misfit"]
 
 LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers whose reach the packed attention knows."""
@@ -82,12 +86,58 @@ def _difference(model: Any, spec: ModelSpec, plain_head: bool) -> str | None:
         assert hidden is not None
         return hidden.double()
 
-    packed, padded = states("packed"), states("padded")
-    gap = float((packed - padded).norm() / padded.norm())
-    half = weight.dtype in (torch.float16, torch.bfloat16)
-    rounding = torch.finfo(weight.dtype if half else torch.float32).eps
+    return _beyond_rounding("hidden states", states("packed"), states("padded"), weight.dtype)
+
+
+def _beyond_rounding(what: str, found: Tensor, right: Tensor, dtype: torch.dtype) -> str | None:
+    """How two computations of the same differ, or None where rounding explains it."""
+    gap = float((found - right).norm() / right.norm())
+    half = dtype in (torch.float16, torch.bfloat16)
+    rounding = torch.finfo(dtype if half else torch.float32).eps
     limit = (HALF_ROUNDINGS if half else SINGLE_ROUNDINGS) * rounding
-    return None if gap <= limit else f"hidden states differ by {gap:.2g}, more than {limit:.2g}"
+    return None if gap <= limit else f"{what} differ by {gap:.2g}, more than {limit:.2g}"
+
+
+@torch.no_grad()
+def decoding_misfit(model: Any, spec: ModelSpec) -> str | None:
+    """Why shared prompts do not work while decoding with a model; None where they do.
+
+    Args:
+        model: a Hugging Face causal LM to which ``packed_misfit`` had no objection.
+        spec: of the model.
+    """
+    weight = next(model.parameters())
+    device = weight.device
+    base = _tokens(spec, device)
+    prompts = [p.tolist() for p in base.prompt_ids.split(base.prompt_lengths)]
+    steps = min(2, spec.context_length - max(base.prompt_lengths))
+    ids = torch.arange(4 * (steps + 1), device=device).view(4, -1) * 5 % spec.vocab_size
+    tokens = replace(base, response_ids=ids.flatten(), lengths=[steps + 1] * 4)
+    seen: list[Tensor] = []
+
+    def run(call: Callable[[Any], Any]) -> Any:
+        watch = model.base_model.register_forward_hook(
+            lambda module, inputs, output: seen.append(output.last_hidden_state[0])
+        )
+        try:
+            return call(model)
+        finally:
+            watch.remove()
+
+    try:
+        cache = SharedCache()
+        enter_shared(run, cache, prompts, 2, device)
+        for t in range(steps):
+            step_shared(run, cache, ids[:, t])
+        padded = hf_token_stats(
+            model, tokens, path="padded", stats=("hidden",), plain_head=False, pad_id=spec.pad_id
+        ).hidden
+        assert padded is not None
+        right = padded.view(4, steps + 1, -1)[:, 1:].double()
+        found = torch.stack(seen[1:], 1).double()
+    except Exception as error:  # any architecture may refuse in its own way
+        return f"{type(error).__name__}: {error}"
+    return _beyond_rounding("hidden states", found, right, weight.dtype)
 
 
 def _tokens(spec: ModelSpec, device: torch.device) -> FlatTokens:

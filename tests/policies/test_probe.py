@@ -8,7 +8,9 @@ import transformers as tf
 
 from lit_pref.engine import attention
 from lit_pref.engine.head import declared_form
-from lit_pref.policies.probe import head_is_plain, packed_misfit
+from lit_pref.engine.kv_cache import SharedCache
+from lit_pref.policies import HFPolicy, tiny
+from lit_pref.policies.probe import decoding_misfit, head_is_plain, packed_misfit
 from lit_pref.policies.spec import ModelSpec
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61,
@@ -28,12 +30,14 @@ def model_of(config, dtype=torch.float32):
         return tf.AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
 
+SPEC = ModelSpec(
+    name="small", tokenizer=None, eos_ids=(), pad_id=0, context_length=64, vocab_size=61,
+    load=lambda: None, fingerprint="small",
+)  # fmt: skip
+
+
 def misfit(model):
-    spec = ModelSpec(
-        name="small", tokenizer=None, eos_ids=(), pad_id=0, context_length=64, vocab_size=61,
-        load=lambda: model, fingerprint="small",
-    )  # fmt: skip
-    return packed_misfit(model, spec, plain_head=head_is_plain(model))
+    return packed_misfit(model, SPEC, plain_head=head_is_plain(model))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -131,3 +135,36 @@ def test_a_head_that_does_other_than_its_config_says_is_left_to_the_model(
 
     monkeypatch.setattr("lit_pref.policies.probe.declared_form", declared)
     assert not head_is_plain(model)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_decoding_with_shared_prompts_fits(name, dtype):
+    model = model_of(CONFIGS[name](), dtype)
+    assert misfit(model) is None
+    assert decoding_misfit(model, SPEC) is None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_decoding_that_forgets_the_prompt_falls_back(name, monkeypatch):
+    right = SharedCache._of_prompts
+
+    def forgetful(self, x, matrix, places):
+        return right(self, x, torch.zeros_like(matrix), places)
+
+    monkeypatch.setattr(SharedCache, "_of_prompts", forgetful)
+    model = model_of(CONFIGS[name]())
+    assert misfit(model) is None
+    assert "hidden states differ" in decoding_misfit(model, SPEC)
+
+
+def test_decoding_that_is_refused_falls_back(monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("no such attention")
+
+    monkeypatch.setattr(SharedCache, "attend", refuse)
+    policy = HFPolicy(tiny()).load()
+    assert policy.path == "auto" and not policy.shared_decoding
+    logits, state = policy.prefill([[1, 2], [3]], 2)
+    policy.step(torch.tensor([5, 6, 7, 8]), state)
+    assert logits.shape[0] == 4

@@ -119,26 +119,46 @@ def test_top_p_keeps_the_smallest_set():
 def test_temperature_zero_is_greedy_with_log_prob_zero():
     found = truncated_log_probs(torch.tensor([[1.0, 3.0, 3.0]]), temperature=0)
     assert found.tolist() == [[-math.inf, 0.0, -math.inf]]
-    assert sample_tokens(found, torch.tensor([0.999], dtype=torch.float64)).tolist() == [1]
+    assert sample_tokens(found.exp(), torch.tensor([0.999], dtype=torch.float64)).tolist() == [1]
 
 
 def test_inverse_of_the_distribution_by_hand():
-    log_probs = torch.tensor([[0.25, 0.0, 0.75]]).log()
+    probs = torch.tensor([[0.25, 0.0, 0.75]])
     for u, token in {0.0: 0, 0.2499: 0, 0.25: 2, 0.999999: 2}.items():
-        assert sample_tokens(log_probs, torch.tensor([u], dtype=torch.float64)).tolist() == [token]
+        assert sample_tokens(probs, torch.tensor([u], dtype=torch.float64)).tolist() == [token]
 
 
 def test_an_excluded_last_token_is_never_drawn():
     """The largest uniform below 1, with totals that are not exactly 1."""
     largest = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0))
     for scale in (0.5, 1 - 2**-24, 1.0, 1 + 2**-23, 1.9):
-        log_probs = (torch.tensor([[0.5, 0.5, 0.0]]) * scale).log()
-        assert sample_tokens(log_probs, largest[None]).tolist() == [1]
+        probs = torch.tensor([[0.5, 0.5, 0.0]]) * scale
+        assert sample_tokens(probs, largest[None]).tolist() == [1]
 
 
 def test_an_excluded_first_token_is_never_drawn():
-    log_probs = torch.tensor([[0.0, 0.5, 0.5]]).log()
-    assert sample_tokens(log_probs, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+    probs = torch.tensor([[0.0, 0.5, 0.5]])
+    assert sample_tokens(probs, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+
+
+@pytest.mark.parametrize("size", [255, 256, 257, 1024, 1025, 50257])
+def test_large_vocabularies_are_inverted_like_one_long_sum(size):
+    """Against the float64 cumulative sum over everything; zeros in between are never drawn."""
+    draw = torch.Generator().manual_seed(size)
+    probs = (torch.randn(64, size, generator=draw) * 4).softmax(-1)
+    probs[torch.rand(64, size, generator=draw) < 0.3] = 0.0
+    u = torch.rand(64, generator=draw, dtype=torch.float64)
+    u[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    cdf = probs.double().cumsum(-1)
+    found = sample_tokens(probs, u)
+    expected = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]
+    assert (probs.gather(-1, found[:, None]) > 0).all()
+    for row in (found != expected).nonzero()[:, 0].tolist():  # a sum rounds: only at an edge
+        edges = cdf[row, min(found[row], expected[row])]
+        assert abs(float(edges / cdf[row, -1]) - float(u[row])) < 1e-6
+    assert (found == expected).float().mean() > 0.95
+    for row in range(0, 64, 7):  # whatever other rows there are
+        assert sample_tokens(probs[row : row + 1], u[row : row + 1]) == found[row]
 
 
 def test_top_p_at_ties_keeps_the_lowest_ids_and_the_rest_is_renormalised():
@@ -222,6 +242,7 @@ def test_cached_decoding_is_the_plain_forward_on_other_architectures(name):
         load=load, fingerprint=name,
     )  # fmt: skip
     policy = HFPolicy(spec).load().eval()
+    assert policy.shared_decoding == (name not in ("bloom", "falcon"))
     plain = load(attn_implementation="eager").eval()
     draw = torch.Generator().manual_seed(0)
     batch = [
