@@ -1,8 +1,7 @@
-"""Figures on the length tasks and the gold reward: their numbers and their pictures."""
+"""Figures on the length tasks: their numbers and their pictures."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,12 @@ from lit_pref.app.paper.bandits import (
     mean,
     minus,
     spearman,
-    standard_error,
 )
-from lit_pref.app.paper.cells import Curves
+from lit_pref.app.paper.cells import Curves, Run
 
-__all__ = ["FIGURES"]
+__all__ = ["FIGURES", "NAMES"]
 
-LENGTH, DISTANCE, GOLD = (
-    "length (tokens)", "distance to the mode (tokens)", "gold reward (deviations of the corpus)"
-)  # fmt: skip
+LENGTH, DISTANCE = "length (tokens)", "distance to the mode (tokens)"
 TASKS = {
     "min": ("Min Length", LENGTH), "mode": ("Mode Length", DISTANCE),
     "skew": ("Skew Length", LENGTH),
@@ -143,51 +139,6 @@ def _draw_tasks(curves: Curves, path: Path, title: str, lines: Any, **labels: st
                 axes[:, column : column + 1], curves, panels=[(name, {"task": task, **labels})],
                 lines=lines, ylabel=ylabel, sign=-1.0, separate=True, ylim=None,
             )  # fmt: skip
-        plots.legend(axes)
-
-
-# --------------------------------------------------------------------------- figure 9
-
-
-def fig09_numbers(curves: Curves) -> Numbers:
-    sizes = curves.labels("size")
-    out: Numbers = {}
-    for method in curves.labels("method"):
-        ends = {b: curves.at(REWARD, method=method, size=b) for b in sizes}
-        means = [mean(ends[b]) for b in sizes]
-        first, last = ends[sizes[0]], ends[sizes[-1]]
-        error = math.hypot(standard_error(first), standard_error(last))
-        start = mean(curves.at(REWARD, 0, method=method))
-        out |= {
-            f"{method}_least_drop": [min(a - b for a, b in itertools.pairwise(means))],
-            f"{method}_apart": [(means[0] - means[-1]) / max(error, 1e-9)],
-            f"{method}_least_gain": [min(means) - start],
-        }
-        out |= {f"{method}_gold_{b}": v for b, v in ends.items()}
-        out |= {f"{method}_kl_{b}": curves.at("curve/kl", method=method, size=b) for b in sizes}
-    out["least_gain"] = [min(out[f"{m}_least_gain"][0] for m in curves.labels("method"))]
-    return out
-
-
-def fig09_draw(curves: Curves, path: Path, title: str) -> None:
-    methods = curves.labels("method")
-    lines = [(f"B = {b}", {"size": b}) for b in curves.labels("size")]
-    panels = [(NAMES[m], {"method": m}) for m in methods]
-    with plots.figure(path, 4, len(methods), title=title, size=2.1) as axes:
-        plots.curve_rows(
-            axes[:3], curves, panels=panels, lines=lines, ylabel=GOLD, separate=True, ylim=None
-        )
-        for axis, (_, panel) in zip(axes[3], panels, strict=True):
-            for style, (label, line) in enumerate(lines):
-                look = plots.STYLES[style]
-                for n, run in enumerate(curves.where(**panel, **line)):
-                    axis.plot(
-                        run.columns["curve/kl"], run.columns[REWARD], linestyle="none",
-                        marker=look["marker"], color=look["color"], alpha=0.6,
-                        label=label if n == 0 else None,
-                    )  # fmt: skip
-            axis.set_xlabel("KL to the start (nats per response)")
-        axes[3][0].set_ylabel(GOLD)
         plots.legend(axes)
 
 
@@ -314,13 +265,58 @@ def methods_draw(curves: Curves, path: Path, title: str) -> None:
     _draw_tasks(curves, path, title, lines)
 
 
+# --------------------------------------------------------------------------- wall clock
+
+
+def time_numbers(curves: Curves) -> Numbers:
+    methods = curves.labels("method")
+    start = start_of(curves)
+    steps = [s for r in curves.runs for s in r.columns["step"]]
+    best = min(
+        mean(tokens(curves, int(s), method=m)) for m in methods for s in dict.fromkeys(steps)
+    )
+    goal = start - 0.9 * (start - best)
+    out: Numbers = {"goal_length": [goal]}
+    for m in methods:
+        out[f"{m}_steps"] = curves.first_step(REWARD, -goal, method=m)
+        out[f"{m}_seconds"] = [
+            _seconds_at(run, step)
+            for run, step in zip(curves.where(method=m), out[f"{m}_steps"], strict=True)
+        ]
+    out["time_ratio"] = [mean(out["on_dpo_seconds"]) / mean(out["ppo_seconds"])]
+    return out
+
+
+def _seconds_at(run: Run, step: float) -> float:
+    if math.isinf(step):
+        return math.inf
+    return run.columns["seconds"][run.columns["step"].index(step)]
+
+
+def time_draw(curves: Curves, path: Path, title: str) -> None:
+    methods = curves.labels("method")
+    goal = time_numbers(curves)["goal_length"][0]
+    with plots.figure(path, 1, 1, title=title, size=3.2) as axes:
+        axis = axes[0][0]
+        for style, m in enumerate(methods):
+            runs = curves.where(method=m)
+            seconds = [mean(v) for v in zip(*(r.columns["seconds"] for r in runs), strict=True)]
+            values = [[-v for v in r.columns[REWARD]] for r in runs]
+            plots.plot_band(axis, seconds, values, NAMES[m], style)
+        axis.axhline(goal, color="0.4", linewidth=1, label="nine tenths of the way")
+        axis.set_xlabel("processor time of training (s)")
+        axis.set_ylabel(LENGTH)
+        axis.set_ylim(bottom=0)
+        plots.legend(axes)
+
+
 FIGURES: dict[str, RunFigure] = {
     "fig05_07": RunFigure(fig05_07_numbers, sizes_draw),
     "fig06": RunFigure(fig06_numbers, sizes_draw),
     "fig08": RunFigure(fig08_numbers, fig08_draw),
-    "fig09": RunFigure(fig09_numbers, fig09_draw),
     "fig11": RunFigure(fig11_numbers, fig11_draw),
     "fig13": RunFigure(fig13_numbers, methods_draw),
     "fig19": RunFigure(fig19_numbers, methods_draw),
+    "wall_clock": RunFigure(time_numbers, time_draw),
 }
 """Figures by name."""
