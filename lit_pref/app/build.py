@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _NOT_ARGUMENTS = (
     "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "lora",
-    "monitor", "threads", "prepare",
+    "monitor", "threads", "prepare", "rival_model",
 )  # fmt: skip
 """Keys of a node that other nodes read; they are not arguments of its class."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,8 +20,8 @@ from lit_pref.functional.words import (
     response_ids,
     topic_of,
 )
-from lit_pref.tasks.words import WordTask, flat_responses
-from lit_pref.types import Group, Refusal
+from lit_pref.tasks.words import WordTask, flat_responses, read_groups
+from lit_pref.types import Group, Refusal, Response
 
 __all__ = ["GoldReward", "GoldRewardTask"]
 
@@ -40,9 +41,14 @@ class GoldRewardTask(WordTask):
         tokenizer: the model's.
         gold_seed: which random reward.
         pairs: see ``WordTask``.
+        rivals: file of groups that another model sampled; the second response of each pair is
+            then its. None: both are of the file of pairs.
         train_prompts: see ``WordTask``.
         validation_prompts: see ``WordTask``.
         max_new_tokens: see ``WordTask``.
+
+    Raises:
+        Refusal: a file cannot be used, or the rivals lack a prompt of the pairs.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class GoldRewardTask(WordTask):
         tokenizer: Any,
         gold_seed: int = 0,
         pairs: str | None = None,
+        rivals: str | None = None,
         train_prompts: int = 3000,
         validation_prompts: int = 128,
         max_new_tokens: int = LONGEST,
@@ -65,6 +72,25 @@ class GoldRewardTask(WordTask):
             max_new_tokens=max_new_tokens,
         )
         self._reward = GoldReward(seed=gold_seed)
+        self._rivals = rivals
+        self._rival_responses: dict[int, Response] | None = None
+
+    def edited(self, group: Group) -> Group:
+        """The group with a rival's response in place of its second one, where there are rivals."""
+        if self._rivals is None:
+            return group
+        if self._rival_responses is None:
+            theirs = read_groups("task.rivals", self._rivals)
+            self._rival_responses = {g.prompt.id: g.responses[0] for g in theirs}
+        if group.prompt.id not in self._rival_responses:
+            raise Refusal(
+                f"task.rivals={self._rivals} has no response to prompt {group.prompt.id} of "
+                "task.pairs; expected the same prompts in both: leave both out, and they are made"
+            )
+        # The first responses of both models were drawn with the same random numbers.
+        return replace(
+            group, responses=[group.responses[1], self._rival_responses[group.prompt.id]]
+        )
 
     def true_reward(self) -> GoldReward:
         """The gold reward, in standard deviations of the corpus."""

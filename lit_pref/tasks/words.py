@@ -101,7 +101,7 @@ class WordTask(Task):
             Refusal: the file cannot be read, or holds no pair of this task's prompts.
         """
         if self._file is not None and self._pairs is None:
-            self._pairs = self._ranked(_read_groups(self._file))
+            self._pairs = self._ranked(read_groups("task.pairs", self._file))
 
     def offline(self) -> list[Group] | None:
         """Preference pairs: the response of rank 0 has the larger true reward."""
@@ -230,19 +230,20 @@ def check_count(key: str, value: int) -> None:
         raise Refusal(f"{key} must be a whole number from 1 to {_CORPUS}, got {value!r}")
 
 
-def _read_groups(file: str) -> list[Group]:
+def read_groups(key: str, file: str) -> list[Group]:
+    """Sampled groups of a file; ``key`` names it in refusals."""
     path = Path(file).expanduser()
     try:
         with path.open(encoding="utf-8") as lines:
             return [Group.from_state(json.loads(line)) for line in lines if line.strip()]
     except OSError as error:
         raise Refusal(
-            f"task.pairs={file} cannot be read ({error}); give a samples.jsonl that lit-pref "
-            "generate wrote, or leave task.pairs out, and it is made"
+            f"{key}={file} cannot be read ({error}); give a samples.jsonl that lit-pref "
+            f"generate wrote, or leave {key} out, and it is made"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise Refusal(
-            f"task.pairs={file} is not a file of sampled groups ({type(error).__name__}: {error});"
+            f"{key}={file} is not a file of sampled groups ({type(error).__name__}: {error});"
             " give a samples.jsonl that lit-pref generate wrote"
         ) from error
 

@@ -179,6 +179,8 @@ def test_finished_cells_are_not_run_again(cache, tmp_path):
     assert run_cells(cells, tmp_path).at("curve/reward") == [123.0]
     kept.unlink()  # interrupted before the end
     again = run_cells(cells, tmp_path).runs[0]
+    seconds = first.columns.pop("seconds")
+    assert 0 < seconds[0] < seconds[1] < seconds[2] and len(again.columns.pop("seconds")) == 3
     assert again.columns == first.columns
 
 

@@ -133,6 +133,24 @@ def test_gold_pairs_agree_with_the_gold_reward(tmp_path):
         assert best.rank == 0 and sorted(r.rank for r in group.responses) == [0, 1]
 
 
+def test_rivals_give_the_second_response_of_each_pair(tmp_path):
+    prompts = word_prompts(0, 3)
+    own = [Group(prompt=p, responses=responses(10, 12 + k)) for k, p in enumerate(prompts)]
+    theirs = [Group(prompt=p, responses=responses(20 + k)) for k, p in enumerate(prompts)]
+    settings = {
+        "name": "gold_rivals",
+        "tokenizer": TOKENIZER,
+        "pairs": write(tmp_path / "own.jsonl", own),
+    }
+    pairs = GoldRewardTask(rivals=write(tmp_path / "r.jsonl", theirs[::-1]), **settings).offline()
+    assert [[len(r.ids) for r in g.responses] for g in pairs] == [[12, 20], [13, 21], [14, 22]]
+    assert all((a.reward > b.reward) == (a.rank < b.rank) for a, b in (g.responses for g in pairs))
+    with pytest.raises(Refusal, match="no response to prompt 2"):
+        GoldRewardTask(rivals=write(tmp_path / "s.jsonl", theirs[:2]), **settings).offline()
+    with pytest.raises(Refusal, match=r"task\.rivals"):
+        GoldRewardTask(rivals=str(tmp_path / "none.jsonl"), **settings).offline()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

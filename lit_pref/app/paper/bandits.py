@@ -18,7 +18,10 @@ from lit_pref.functional.bandit import (
     reward_distribution,
 )
 
-__all__ = ["FIGURES", "RunFigure", "spearman"]
+__all__ = [
+    "FIGURES", "METHODS", "REWARD", "Numbers", "RunFigure", "mean", "minus", "spearman",
+    "standard_error",
+]  # fmt: skip
 
 Numbers = dict[str, list[float]]
 REWARD = "curve/reward"

@@ -6,18 +6,18 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
+from lit_pref.app.paper.jobs import parallel
 from lit_pref.app.preflight import compose_config, composing
 from lit_pref.errors import Refusal
 
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 CELL_VERSION = 1
 """Raised with any change that makes earlier results of the same configuration wrong."""
+
+WINDOWED = ("clip_ratio/region", "round/reward_accuracy")
+"""Metrics of training steps and rounds that cells keep."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Run:
     Attributes:
         cell: what was run.
         columns: metric -> values at the measured steps; ``step``, ``samples`` and
-            ``reward_queries`` among them.
+            ``reward_queries`` among them, and ``seconds``: processor time of training, without
+            that of measuring. NaN where a metric has no value at a step.
         counters: totals at the end (steps, samples, reward queries).
         seconds: wall-clock time.
     """
@@ -102,7 +106,8 @@ def cells_of(grid: dict[str, Any], seeds: Sequence[int], extra: Sequence[str] = 
 
     Args:
         grid: ``experiment`` and ``axes``: axis -> name -> list of overrides; ``skip`` lists
-            combinations (axis -> name) that are left out.
+            combinations (axis -> name) that are left out, ``also`` combinations (``where``) that
+            get further ``overrides``.
         seeds: run seeds.
         extra: overrides of all cells, after the others.
     """
@@ -115,6 +120,9 @@ def cells_of(grid: dict[str, Any], seeds: Sequence[int], extra: Sequence[str] = 
         overrides = [f"experiment={grid['experiment']}"]
         for axis, name in zip(axes, names, strict=True):
             overrides += axes[axis][name]
+        for rule in grid.get("also", []):
+            if all(labels[a] == str(n) for a, n in rule["where"].items()):
+                overrides += rule["overrides"]
         for seed in seeds:
             out.append(Cell(tuple(labels.items()), (*overrides, *extra, f"seed={seed}"), seed))
     return out
@@ -129,22 +137,19 @@ def run_cells(
 ) -> Curves:
     """Run what is not finished and read everything.
 
+    Runs that the cells' tasks need (``task.prepare``) are made first, in this process.
+
     Args:
         cells: the grid.
         folder: keeps finished cells, each under a digest of its configuration.
-        jobs: processes; 1 runs all in this one.
+        jobs: processes; 1 runs all in this one. Ctrl-C ends them all; finished cells are kept.
         tell: told a line per finished cell.
     """
+    works = _works(cells, folder)
     runs: list[Run] = []
-    if jobs == 1:
-        for n, cell in enumerate(cells, 1):
-            runs.append(_run_cell(cell, folder))
-            tell(_line(n, len(cells), runs[-1]))
-        return Curves(runs)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for n, run in enumerate(pool.map(_run_cell, cells, itertools.repeat(folder)), 1):
-            runs.append(run)
-            tell(_line(n, len(cells), run))
+    for n, run in enumerate(parallel(_run_cell, works, jobs=jobs), 1):
+        runs.append(run)
+        tell(_line(n, len(cells), run))
     return Curves(runs)
 
 
@@ -154,17 +159,65 @@ def _line(number: int, total: int, run: Run) -> str:
     return f"{number}/{total}  {words} seed={run.cell.seed}  reward {reward:.3f}"
 
 
-def _run_cell(cell: Cell, folder: Path) -> Run:
+@dataclass(frozen=True)
+class _Work:
+    """A cell, its place, and the keys that its prepared runs give."""
+
+    cell: Cell
+    place: Path
+    given: dict[str, str]
+
+
+def _works(cells: Sequence[Cell], folder: Path) -> list[_Work]:
+    from omegaconf import OmegaConf
+
+    works: list[_Work] = []
+    prepared: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        cfg = _composed(cell)
+        place, given = folder / settings_digest(cfg), {}
+        if OmegaConf.select(cfg, "task.prepare") and not (place / "cell.json").exists():
+            parts = [cfg.task, cfg.model, cfg.reward]
+            same = json.dumps([OmegaConf.to_container(p, resolve=True) for p in parts], default=str)
+            if same not in prepared:
+                prepared[same] = _prepare(cfg)
+            given = prepared[same]
+        works.append(_Work(cell, place, given))
+    return works
+
+
+def _composed(cell: Cell) -> Any:
     with composing():
-        cfg = compose_config([*cell.overrides, "paths.run_dir=."])
-    place = folder / settings_digest(cfg)
-    kept = place / "cell.json"
+        return compose_config([*cell.overrides, "paths.run_dir=."])
+
+
+def _prepare(cfg: Any) -> dict[str, str]:
+    """Make the runs that a configuration needs; the keys that they give."""
+    from omegaconf import OmegaConf
+
+    from lit_pref.app.prepare import plan, prepare
+
+    prepare(plan(cfg))
+    keys = [node.gives for node in cfg.task.prepare.values()]
+    return {k: v for k in keys if (v := OmegaConf.select(cfg, k)) is not None}
+
+
+def _run_cell(work: _Work) -> Run:
+    from omegaconf import OmegaConf
+
+    kept = work.place / "cell.json"
     if not kept.exists():
-        if place.exists():  # interrupted: nothing of it is kept
-            shutil.rmtree(place)
-        _write(kept, _train(cfg, place))
+        work.place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(work.place.with_suffix(".lock")):  # another call may be at the same cell
+            if not kept.exists():
+                if work.place.exists():  # interrupted: nothing of it is kept
+                    shutil.rmtree(work.place)
+                cfg = _composed(work.cell)
+                for key, value in work.given.items():
+                    OmegaConf.update(cfg, key, value)
+                _write(kept, _train(cfg, work.place))
     saved = json.loads(kept.read_text())
-    return Run(cell, saved["columns"], saved["counters"], saved["seconds"])
+    return Run(work.cell, saved["columns"], saved["counters"], saved["seconds"])
 
 
 def settings_digest(cfg: Any) -> str:
@@ -191,9 +244,10 @@ def _train(cfg: Any, place: Path) -> dict[str, Any]:
 
     from lit_pref.app.build import build, trainer_of
     from lit_pref.app.isolation import isolated
+    from lit_pref.app.paper.clock import Clock
     from lit_pref.app.record import write_config
 
-    began = time.monotonic()
+    clock = Clock()
     place.mkdir(parents=True)
     with isolated():
         for name in ("lightning.pytorch", "lightning.fabric"):
@@ -205,28 +259,49 @@ def _train(cfg: Any, place: Path) -> dict[str, Any]:
         write_config(cfg, place)
         parts = build(cfg)
         trainer = trainer_of(cfg, parts, str(place), enable_checkpointing=False)
+        clock.watch(trainer)
         trainer.fit(parts.objective, datamodule=parts.data)
         counters = {"steps": float(trainer.global_step), **parts.data.counters}
     columns = _columns(place / "metrics.csv")
+    columns["seconds"] = [round(clock.at[int(step)], 3) for step in columns["step"]]
     for name in ("samples.jsonl", "validation.jsonl"):  # 100 MB of a whole figure
         (place / name).unlink(missing_ok=True)
-    seconds = time.monotonic() - began
-    return {"columns": columns, "counters": counters, "seconds": round(seconds, 3)}
+    return {"columns": columns, "counters": counters, "seconds": clock.since_made()}
 
 
 def _columns(path: Path) -> dict[str, list[float]]:
-    """The rows of ``metrics.csv`` that hold a measurement."""
+    """The rows of ``metrics.csv`` that hold a measurement.
+
+    They are those of ``callbacks.curve``, or else those of ``callbacks.evaluation``, under the
+    same names. What training steps log is averaged from one measurement to the next.
+    """
     from lit_pref.report import read_metrics
 
     table = read_metrics(path)
-    reward = table.column("curve/reward")
+    prefix = "curve/" if "curve/reward" in table.columns else "val/"
+    reward = table.column(f"{prefix}reward")
     rows = [i for i, value in enumerate(reward) if value is not None]
     if not rows:
-        raise Refusal(f"{path} has no column curve/reward; the cell needs callbacks=curve")
+        raise Refusal(
+            f"{path} has neither curve/reward nor val/reward; the cell needs callbacks=curve"
+        )
     names = ["step", "samples", "reward_queries"]
-    names += [c for c in table.columns if c.startswith("curve/")]
+    names += [c for c in table.columns if c.startswith((prefix, "probe/"))]
     out = {}
     for name in names:
         values = table.column(name)
-        out[name] = [float(values[i]) for i in rows]  # type: ignore[arg-type]
+        place = name.replace(prefix, "curve/", 1) if name.startswith(prefix) else name
+        out[place] = [_number(values[i]) for i in rows]
+    for name in table.present(WINDOWED):
+        values = table.column(name)
+        parts = [values[a + 1 : b + 1] for a, b in itertools.pairwise([-1, *rows])]
+        out[name] = [_mean([_number(v) for v in part if v is not None]) for part in parts]
     return out
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -97,16 +97,31 @@ def legend(axes: Any, *, title: str | None = None, columns: int | None = None) -
 
 
 def plot_band(
-    axis: Any, x: Sequence[float], runs: Sequence[Sequence[float]], label: str, style: int
+    axis: Any,
+    x: Sequence[float],
+    runs: Sequence[Sequence[float]],
+    label: str,
+    style: int,
+    *,
+    apart: float = 0.0,
 ) -> None:
-    """Mean over seeds with its 95 % interval; the last value where x does not move."""
+    """Mean over seeds with its 95 % interval; the last value where x does not move.
+
+    Args:
+        axis: to draw on.
+        x: places of the values.
+        runs: values of each seed.
+        label: for the legend.
+        style: number of the line's look.
+        apart: between neighbouring styles where x stays at 0.
+    """
     columns = [interval(values) for values in zip(*runs, strict=True)]
     means = [m for m, _, _ in columns]
     look = STYLES[style % len(STYLES)]
     if x[0] == x[-1] and len(x) > 1:  # offline: all samples are drawn before the first step
         mean, low, _ = columns[-1]
         spread = None if low is None else [mean - low]
-        place = x[0] * (1 + 0.06 * style)
+        place = x[0] * (1 + 0.06 * style) or apart * style
         axis.errorbar(
             [place], [mean], spread, color=look["color"], marker=look["marker"], capsize=3
         )
@@ -126,6 +141,9 @@ def curve_rows(
     lines: Sequence[tuple[str, dict[str, str]]],
     metric: str = "curve/reward",
     ylabel: str = "true reward (mean, 95 %)",
+    sign: float = 1.0,
+    separate: bool = False,
+    ylim: tuple[float, float] | None = (-0.02, 1.05),
 ) -> None:
     """Curves against optimizer steps (first row) and against samples (second row).
 
@@ -139,8 +157,12 @@ def curve_rows(
         lines: name and labels of each line.
         metric: column to draw.
         ylabel: its name and unit.
+        sign: its values are multiplied by it.
+        separate: a third row also where samples are reward queries.
+        ylim: of rewards; an interval may be wider than the rewards there are.
     """
     same = all(r.columns["samples"] == r.columns["reward_queries"] for r in curves.runs)
+    same = same and not separate
     xs = [("step", "optimizer steps")]
     xs.append(
         ("samples", "samples = reward queries (responses)" if same else "samples (responses)")
@@ -150,18 +172,24 @@ def curve_rows(
     for column, (title, panel) in enumerate(panels):
         for row, (x, xlabel) in enumerate(xs[: len(axes)]):
             axis = axes[row][column]
+            shown = curves.where(**panel)
+            most = max(r.columns[x][-1] for r in shown)
             for style, (label, line) in enumerate(lines):
                 runs = curves.where(**panel, **line)
                 if runs:
-                    plot_band(
-                        axis, runs[0].columns[x], [r.columns[metric] for r in runs], label, style
-                    )
-            still = all(r.columns[x][0] == r.columns[x][-1] for r in curves.where(**panel))
+                    values = [[sign * v for v in r.columns[metric]] for r in runs]
+                    apart = 0.02 * most or 1.0
+                    plot_band(axis, runs[0].columns[x], values, label, style, apart=apart)
+            still = all(r.columns[x][0] == r.columns[x][-1] for r in shown)
             axis.set_xlabel(f"{xlabel};\nends, set apart" if still else xlabel)
-            if still:
-                axis.set_xlim(0, 2 * max(r.columns[x][-1] for r in curves.where(**panel)))
-            if metric == "curve/reward":  # an interval may be wider than the rewards there are
-                axis.set_ylim(-0.02, 1.05)
+            if still and most:
+                axis.set_xlim(0, 2 * most)
+            elif still:  # stored data: nothing was drawn or scored
+                axis.set_xlabel(f"no {xlabel};\nends, set apart")
+                axis.set_xlim(-1, len(lines))
+                axis.set_xticks([])
+            if metric == "curve/reward" and ylim is not None:
+                axis.set_ylim(*ylim)
             if row == 0:
                 axis.set_title(title)
             if column == 0:

@@ -13,10 +13,15 @@ from lit_pref.app.paper.bandits import FIGURES as BANDITS
 from lit_pref.app.paper.cells import Curves, cells_of, run_cells
 from lit_pref.app.paper.criteria import Criterion, verdict
 from lit_pref.app.paper.exact import FIGURES as EXACT
+from lit_pref.app.paper.gold import FIGURES as GOLD
+from lit_pref.app.paper.lengths import FIGURES as LENGTHS
 from lit_pref.app.paper.page import index_page, write_figure
 from lit_pref.errors import Refusal
 
 __all__ = ["LEGACY", "main", "reproduce"]
+
+RUNS = BANDITS | LENGTHS | GOLD
+"""Figures that are made of runs."""
 
 LEGACY = ("model=gpt_nano_legacy", "task.reward_positions=prompt_and_response")
 """What ``--legacy`` adds to the token bandit: the original code's log-prob and reward."""
@@ -161,7 +166,7 @@ def reproduce(
     else:
         if legacy and "tokens" not in criterion.name:
             raise Refusal("--legacy is about the token bandit: fig04_tokens, fig12_tokens, ...")
-        figure, tables = BANDITS[criterion.name], []
+        figure, tables = RUNS[criterion.name], []
         cells = cells_of(criterion.grid, chosen, overrides)
         curves = run_cells(cells, cache, jobs=jobs, tell=tell)
         numbers = figure.numbers(curves)
