@@ -67,6 +67,8 @@ def evaluate_request(request: Request) -> dict[str, Any]:
     task, policy = policy_of(request)
     reward = reward_of(cfg, task, prefer_true="reward" not in request.chosen, measure=True)
     sampler = make(cfg.sampler)
+    if hasattr(sampler, "check"):
+        sampler.check(policy)
     policy.load()
     reference, reference_name = reference_of(request, policy)
     weights = load_weights(policy, request.source)
@@ -105,7 +107,10 @@ class _Evaluation:
         self.groups: list[Group] = []
         self.reference_groups: list[Group] = []
         # KL is the mean of log-ratios over samples of the policy itself, no other distribution.
-        self.plain = getattr(sampler, "temperature", 1.0) == getattr(sampler, "top_p", 1.0) == 1.0
+        self.plain = (
+            getattr(sampler, "temperature", 1.0) == getattr(sampler, "top_p", 1.0) == 1.0
+            and getattr(sampler, "precision", "policy") == "policy"
+        )
 
     def __call__(self, module: PolicyWork) -> tuple[dict[str, Any], dict[str, str]]:
         names = ["policy"] + ([] if module.reference is None else ["reference"])
@@ -139,7 +144,9 @@ class _Evaluation:
         else:
             values["reward"] = [float(r.reward) for r in flat]  # type: ignore[arg-type]
         if not self.plain:
-            missing["kl"] = "it needs sampler.temperature=1 and sampler.top_p=1"
+            missing["kl"] = (
+                "it needs sampler.temperature=1, sampler.top_p=1 and sampler.precision=policy"
+            )
         elif "reference" not in measured.logps:
             missing["kl"] = "there is no reference; add reference_model=FOLDER"
         else:

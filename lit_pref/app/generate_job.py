@@ -46,6 +46,8 @@ def generate_request(request: Request) -> Path:
     task, policy = policy_of(request)
     reward = reward_of(cfg, task, prefer_true=False)
     sampler = make(cfg.sampler)
+    if hasattr(sampler, "check"):
+        sampler.check(policy)
     policy.load()
     weights = load_weights(policy, request.source)
     prompts = task.all_prompts()

@@ -172,9 +172,10 @@ def _take_parts(name: str, base: DictConfig, run: DictConfig, chosen: set[str]) 
     if "trainer" not in chosen:
         base.trainer.precision = OmegaConf.select(run, "trainer.precision") or "32-true"
     if name == "evaluate" and "sampler" not in chosen:
-        for key in ("temperature", "top_p"):  # the policy itself is measured
+        itself = {"temperature": 1.0, "top_p": 1.0, "precision": "policy"}  # is measured
+        for key, value in itself.items():
             if key in base.sampler:
-                base.sampler[key] = 1.0
+                base.sampler[key] = value
 
 
 def _set(cfg: DictConfig, mark: str, key: str, value: str | None) -> None:

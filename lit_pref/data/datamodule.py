@@ -413,7 +413,9 @@ class RoundDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The round buffer and the counters: tensors and primitives only."""
         round = self.round
+        found = getattr(self.sampler, "state_dict", dict)()
         return {
+            **({"sampler": found} if found else {}),
             "counters": dict(self.counters),
             "round": None
             if round is None
@@ -427,6 +429,8 @@ class RoundDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counters = dict(state["counters"])
+        if "sampler" in state:
+            self.sampler.load_state_dict(state["sampler"])  # type: ignore[union-attr]
         saved = state["round"]
         if saved is not None:
             if saved["index"] >= self.rounds and self.trainer is not None and self.trainer.training:

@@ -88,6 +88,7 @@ class HFPolicy(nn.Module):
         self.model: Any = None
         self.mapped: MappedWeights | None = None
         self._digest: str | None = None
+        self._rounded: list[HFPolicy] = []  # a list: no part of the weights of this module
         self._hooks: list[Any] = []
         if lora is not None:
             self._hooks = [
@@ -223,6 +224,24 @@ class HFPolicy(nn.Module):
         if self.lora is not None and not adapters:
             adapters_off(twin.model)
         return twin.requires_grad_(False).eval()
+
+    def in_precision(self, dtype: torch.dtype) -> HFPolicy:
+        """A copy to sample from, its weights rounded as they are now; made once, then refreshed."""
+        self.load()
+        own = list(self.model.parameters())
+        held = self._rounded[0] if self._rounded else None
+        kind = None if held is None else next(held.model.parameters())
+        if held is None or kind is None or (kind.dtype, kind.device) != (dtype, self.device):
+            held = HFPolicy(self.spec, path=self.path, lora=self.lora)
+            held.plain_head, held.shared_decoding = self.plain_head, self.shared_decoding
+            memo = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in own}
+            held.model = copy.deepcopy(self.model, memo)
+            self._rounded = [held.eval()]
+            return held
+        with torch.no_grad():
+            for rounded, p in zip(held.model.parameters(), own, strict=True):
+                rounded.copy_(p)
+        return held
 
     def base_digest(self) -> str:
         """A hash of all weights but adapters, by their plain names.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from lit_pref.engine.decode import DecodedRow, decode
 from lit_pref.functional.rng import uniforms
-from lit_pref.policies.sharding import gathered
+from lit_pref.policies.sharding import gathered, is_sharded
+from lit_pref.sampling.precision import Precision, check_precision, faster_precision, rounded
 from lit_pref.types import Group, Policy, Prompt, Refusal, Response
 
 __all__ = ["NativeSampler"]
@@ -22,6 +23,11 @@ class NativeSampler:
         top_p: keeps the likeliest tokens with at least this mass (1: all).
         stop_ids: further token ids that end a response, besides the end-of-sequence tokens.
         max_rows: responses decoded at the same time; bounds memory, never changes a sample.
+        precision: ``policy`` samples with the policy's own weights; ``bfloat16`` with a rounded
+            copy of them, made anew for each round; ``auto`` with the copy if a probe at the first
+            round finds it faster on this processor. Rounded weights sample from another
+            distribution: its log-probs are ``behaviour_logps``, and ratios are to log-probs of the
+            training forward all the same.
 
     Raises:
         Refusal: an argument out of range.
@@ -35,6 +41,7 @@ class NativeSampler:
         top_p: float = 1.0,
         stop_ids: Sequence[int] = (),
         max_rows: int = 128,
+        precision: Precision = "policy",
     ) -> None:
         if max_new_tokens < 1:
             raise Refusal(f"sampler.max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -44,6 +51,12 @@ class NativeSampler:
             raise Refusal(f"sampler.top_p must be in (0, 1], got {top_p}; 1 keeps all tokens")
         if max_rows < 1:
             raise Refusal(f"sampler.max_rows must be at least 1, got {max_rows}")
+        if precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise Refusal(f"sampler.precision must be one of {known}, got {precision!r}")
+        self.precision = precision
+        self.picked = None if precision == "auto" else precision
+        """What ``auto`` chose; part of checkpoints, so that a resumed run goes on with it."""
         self.max_new_tokens = max_new_tokens
         self.temperature = float(temperature)
         self.top_p = float(top_p)
@@ -51,7 +64,7 @@ class NativeSampler:
         self.max_rows = max_rows
 
     def plain(self) -> NativeSampler:
-        """The same at temperature 1 with all tokens: samples of the policy itself."""
+        """The same at temperature 1, with all tokens and the policy's own weights."""
         return NativeSampler(
             max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, max_rows=self.max_rows
         )
@@ -59,12 +72,35 @@ class NativeSampler:
     @property
     def settings(self) -> dict[str, Any]:
         """What decided the sampling distribution; recorded with every group."""
+        rounded = {} if self.picked == "policy" else {"precision": self.picked}
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_new_tokens": self.max_new_tokens,
             "stop_ids": list(self.stop_ids),
+            **rounded,
         }
+
+    def check(self, policy: Any, *, sharded: bool = False) -> None:
+        """Whether a policy can be sampled from; before its weights are loaded.
+
+        Args:
+            policy: the policy.
+            sharded: no process has its whole weights.
+
+        Raises:
+            Refusal: it cannot be in this precision.
+        """
+        check_precision(self.precision, policy, sharded=sharded)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found out while running."""
+        return {"picked": self.picked} if self.precision == "auto" else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what another run has found out."""
+        if self.precision == "auto" and state.get("picked") is not None:
+            self.picked = state["picked"]
 
     def sample(
         self,
@@ -94,6 +130,7 @@ class NativeSampler:
         Returns:
             One group per prompt, in order.
         """
+        policy = self._in_precision(policy)
         # Prompts of similar length go together: less padding in the prefill. Draws depend on
         # coordinates alone, so the plan changes nothing else.
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
@@ -121,6 +158,14 @@ class NativeSampler:
                         early=on_group is not None,
                     )  # fmt: skip
         return [by_place[i] for i in range(len(prompts))]
+
+    def _in_precision(self, policy: Policy) -> Policy:
+        if self.precision == "policy":
+            return policy
+        self.check(policy, sharded=is_sharded(policy))
+        if self.picked is None:
+            self.picked = faster_precision(policy)
+        return policy if self.picked == "policy" else rounded(policy)
 
     def _decode(
         self,

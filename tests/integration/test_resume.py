@@ -26,6 +26,7 @@ RUNS = {
               "task.offline_prompts=8", "data.no_signal=refill", *SIZES],
     "one_batch": ["objective=dpo", "data=onpolicy", *SIZES, "data.batch_size=4"],
     "tr_dpo_lora": ["objective=tr_dpo", "model.lora.rank=2", *SIZES],
+    "rounded": ["objective=grpo", "sampler.precision=bfloat16", "data=onpolicy", *SIZES],
     "ppo": ["objective=ppo", "objective.kl_coef=0.1", "objective.kl_target=1.0", *SIZES],
 }  # fmt: skip
 STEPS = 12
@@ -91,6 +92,7 @@ def killed_and_resumed(kind, folder, point, passes):
         ("dpo_offline", "writing", 4),
         ("reinforce_offline", "training", 5),
         ("ppo", "training", 6),
+        ("rounded", "training", 6),  # sampled from a rounded copy that no checkpoint holds
         ("tr_dpo_lora", "training", 7),  # adapters, and a reference that has moved
         ("mixed", "generating", 8),
         ("mixed", "training", 4),  # within a pass: its stored part is in the checkpoint

@@ -12,8 +12,10 @@ sys.path.append(str(Path(__file__).parents[1] / "integration"))
 
 import crash_runner as crash
 
+# A seed with which no uniform falls within rounding of an edge between two tokens: there one and two
+# processes may draw different tokens, and the runs part.
 SMALL = ["objective=dpo", "data.rounds=3", "data.reuse=2", "data.batch_size=5",
-         "data.micro_batch_tokens=300", "callbacks=minimal", "seed=2",
+         "data.micro_batch_tokens=300", "callbacks=minimal", "seed=4",
          "checkpoint.every_n_steps=1"]  # fmt: skip
 SHARDED = ["strategy=fsdp2", "trainer.accelerator=cpu", "trainer.devices=2"]
 
