@@ -21,6 +21,7 @@ from lit_pref.app.paper.cells import Curves, Run
 
 __all__ = ["FIGURES", "NAMES"]
 
+CUT = "mean and 95 % interval over seeds; intervals that leave the frame are cut"
 LENGTH, DISTANCE = "length (tokens)", "distance to the mode (tokens)"
 TASKS = {
     "min": ("Min Length", LENGTH), "mode": ("Mode Length", DISTANCE),
@@ -51,6 +52,13 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 def spread(values: Sequence[float]) -> float:
     return max(values) - min(values)
+
+
+def over(top: float, bottom: float) -> float:
+    """A ratio; of nothing to nothing it is not a number, of anything else to nothing infinite."""
+    if bottom == 0:
+        return math.nan if top == 0 else math.inf
+    return top / bottom
 
 
 # --------------------------------------------------------------------------- figures 5 to 8
@@ -84,7 +92,7 @@ def fig06_numbers(curves: Curves) -> Numbers:
         ends = {b: tokens(curves, task=task, size=b) for b in sizes}
         out |= {f"{task}_end_{b}": v for b, v in ends.items()}
         out[f"{task}_range"] = [spread([mean(v) for v in ends.values()]) / start]
-    out["range_ratio"] = [out["mode_range"][0] / max(out["min_range"][0], 1e-9)]
+    out["range_ratio"] = [over(out["mode_range"][0], out["min_range"][0])]
     return out
 
 
@@ -102,7 +110,7 @@ def fig08_numbers(curves: Curves) -> Numbers:
             ]
             out |= {f"{method}_{task}_end_{b}": v for b, v in zip(sizes, ends, strict=True)}
         flat, steep = (mean(out[f"{method}_{t}_slope"]) for t in ("mode", "min"))
-        out[f"{method}_mode_over_min"] = [abs(flat) / max(abs(steep), 1e-9)]
+        out[f"{method}_mode_over_min"] = [over(abs(flat), abs(steep))]
     return out
 
 
@@ -135,11 +143,12 @@ def _draw_tasks(curves: Curves, path: Path, title: str, lines: Any, **labels: st
     with plots.figure(path, 3, len(tasks), title=title, size=2.3) as axes:
         for column, task in enumerate(tasks):
             name, ylabel = TASKS[task]
+            most = max(-v for r in curves.where(task=task, **labels) for v in r.columns[REWARD])
             plots.curve_rows(
                 axes[:, column : column + 1], curves, panels=[(name, {"task": task, **labels})],
-                lines=lines, ylabel=ylabel, sign=-1.0, separate=True, ylim=None,
+                lines=lines, ylabel=ylabel, sign=-1.0, separate=True, ylim=(0, 1.05 * most),
             )  # fmt: skip
-        plots.legend(axes)
+        plots.legend(axes, title=CUT)
 
 
 # --------------------------------------------------------------------------- figure 11
