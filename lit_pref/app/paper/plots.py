@@ -159,7 +159,7 @@ def curve_rows(
         ylabel: its name and unit.
         sign: its values are multiplied by it.
         separate: a third row also where samples are reward queries.
-        ylim: of rewards; an interval may be wider than the rewards there are.
+        ylim: of rewards; None: of all seeds' values. Wider intervals go beyond the picture.
     """
     same = all(r.columns["samples"] == r.columns["reward_queries"] for r in curves.runs)
     same = same and not separate
@@ -174,10 +174,12 @@ def curve_rows(
             axis = axes[row][column]
             shown = curves.where(**panel)
             most = max(r.columns[x][-1] for r in shown)
+            everything: list[float] = []
             for style, (label, line) in enumerate(lines):
                 runs = curves.where(**panel, **line)
                 if runs:
                     values = [[sign * v for v in r.columns[metric]] for r in runs]
+                    everything += [v for run in values for v in run]
                     apart = 0.02 * most or 1.0
                     plot_band(axis, runs[0].columns[x], values, label, style, apart=apart)
             still = all(r.columns[x][0] == r.columns[x][-1] for r in shown)
@@ -190,6 +192,10 @@ def curve_rows(
                 axis.set_xticks([])
             if metric == "curve/reward" and ylim is not None:
                 axis.set_ylim(*ylim)
+            elif ylim is None:  # intervals of two seeds may be many times as wide as the values
+                low, high = min(everything), max(everything)
+                margin = 0.08 * (high - low) or 1.0
+                axis.set_ylim(low - margin, high + margin)
             if row == 0:
                 axis.set_title(title)
             if column == 0:
