@@ -109,7 +109,7 @@ def test_heads():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "right, wrong",
+    ("right", "wrong"),
     [
         (lambda: tf.Gemma2Config(**SMALL, head_dim=8), {"final_logit_softcapping": 20.0}),
         (lambda: tf.Gemma2Config(**SMALL, head_dim=8), {"final_logit_softcapping": None}),
