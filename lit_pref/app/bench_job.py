@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lit_pref.app.build import build, trainer_of
+from lit_pref.app.memory_plan import MemoryPlan, check_memory
 from lit_pref.engine.allocator import keep_freed_memory
 from lit_pref.engine.forward import micro_batches
 from lit_pref.engine.layout import prefer_packed
@@ -121,6 +122,7 @@ def measure(cfg: DictConfig, steps: int) -> str:
         logging.getLogger(name).setLevel(logging.ERROR)
     L.seed_everything(cfg.seed, workers=False, verbose=False)
     parts = build(cfg)
+    plan = check_memory(cfg, parts)
     phases = Phases()
     meter = _Meter(phases, parts.policy)
     phases.wrap(parts.data.sampler, "sample", "generate")
@@ -133,10 +135,12 @@ def measure(cfg: DictConfig, steps: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(cfg, parts, folder, callbacks=[meter], enable_checkpointing=False)
         trainer.fit(parts.objective, datamodule=parts.data)
-    return "\n".join(_lines(meter, phases, parts, trainer))
+    return "\n".join(_lines(meter, phases, parts, trainer, plan))
 
 
-def _lines(meter: _Meter, phases: Phases, parts: Any, trainer: L.Trainer) -> Iterable[str]:
+def _lines(
+    meter: _Meter, phases: Phases, parts: Any, trainer: L.Trainer, plan: MemoryPlan | None
+) -> Iterable[str]:
     seconds = meter.ended - meter.began
     each = seconds / meter.steps
     yield f"{'steps measured':24} {meter.steps} in {seconds:.2f} s, {each:.4f} s each"
@@ -149,6 +153,8 @@ def _lines(meter: _Meter, phases: Phases, parts: Any, trainer: L.Trainer) -> Ite
     yield ""
     for name, size in _memory(parts, trainer).items():
         yield f"{name:24} {size / 2**20:.1f} MiB"
+    if plan is not None:
+        yield f"{'planned':24} {plan}"
     yield ""
     rest = seconds - sum(phases.seconds.values())
     for name, value in [

@@ -109,7 +109,8 @@ def build(cfg: DictConfig) -> Parts:
             reward = task_reward(task)
     else:
         reward = make_reward(cfg, task, tokenizer=policy.spec.tokenizer)
-    more: dict[str, Any] = {}
+    # Models have a key of this name that is no argument of theirs, so it is passed by itself.
+    more: dict[str, Any] = {"micro_batch_tokens": cfg.data.get("micro_batch_tokens")}
     if "held_out" in cfg.data and cfg.data.held_out is None:
         more["held_out"] = 0.0 if objective.needs.policy else 0.1
     if "path" in cfg.data:  # groups of a file: their tokens are checked

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_pref.app.build import build, trainer_of
 from lit_pref.app.isolation import isolated
 from lit_pref.app.launch import LaunchedProcess, process_count, run_processes
+from lit_pref.app.memory_plan import check_memory
 from lit_pref.app.outcome import Outcome
 from lit_pref.app.prepare import PreparationFailed, plan, prepare
 from lit_pref.app.processes import is_main, started_by
@@ -129,6 +130,7 @@ def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> 
         keep_freed_memory()
     L.seed_everything(cfg.seed, workers=False, verbose=False)
     parts = build(cfg)
+    check_memory(cfg, parts)
     checkpoints = Checkpoints(folder / "checkpoints", **cfg.checkpoint)
     trainer = trainer_of(
         cfg,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory"]
 
 log = logging.getLogger(__name__)
 
@@ -32,3 +33,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return all(done)
+
+
+def give_back_freed_memory() -> None:
+    """Give the kernel what is freed just now; the next step maps it again.
+
+    For the few moments where something large is needed that a step does not need.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

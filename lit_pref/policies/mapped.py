@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_pref.engine.allocator import give_back_freed_memory
+
 __all__ = ["MappedWeights", "header_of"]
 
 log = logging.getLogger(__name__)
 
+LARGE = 64 * 2**20
+"""From so many bytes on, room is made first: what a training step needs is free meanwhile."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -50,6 +54,7 @@ class MappedWeights:
     def __init__(self, files: Iterable[str | Path]) -> None:
         self._maps: list[tuple[mmap.mmap, int, tuple[int, ...]]] = []
         self._tensors: dict[str, Tensor] = {}
+        self._awake = False
         for path in files:
             try:
                 self._add(Path(path))
@@ -82,8 +87,8 @@ class MappedWeights:
         self.rest()
         return found
 
-    def check(self) -> None:
-        """The files are as they were.
+    def wake(self) -> None:
+        """Make room for large weights that will be read; the files must be as they were.
 
         Raises:
             RuntimeError: somebody has written to one.
@@ -95,8 +100,13 @@ class MappedWeights:
                     "was changed during the run; restore it and go on from the last checkpoint"
                 )
 
+        if not self._awake and sum(len(m) for m, _, _ in self._maps) > LARGE:
+            give_back_freed_memory()
+        self._awake = True
+
     def rest(self) -> None:
         """Give the memory of what was read back; it is read again when it is touched."""
+        self._awake = False
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped, _, _ in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)

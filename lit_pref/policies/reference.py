@@ -58,7 +58,7 @@ class FrozenReference:
         assert self.copy is not None, "prepare comes first"
         mapped = getattr(self.copy, "mapped", None)
         if mapped is not None:
-            mapped.check()
+            mapped.wake()
         with torch.no_grad():
             return self.copy.token_logps(tokens, stats=stats)
 
