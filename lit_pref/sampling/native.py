@@ -23,6 +23,9 @@ class NativeSampler:
         top_p: keeps the likeliest tokens with at least this mass (1: all).
         stop_ids: further token ids that end a response, besides the end-of-sequence tokens.
         max_rows: responses decoded at the same time; bounds memory, never changes a sample.
+        refill: prompts that wait enter as soon as a part of the rows has ended, not only when all
+            have; never changes a sample. Of models whose prompts cannot be shared while decoding
+            they wait for all.
         precision: ``policy`` samples with the policy's own weights; ``bfloat16`` with a rounded
             copy of them, made anew for each round; ``auto`` with the copy if a probe at the first
             round finds it faster on this processor. Rounded weights sample from another
@@ -41,6 +44,7 @@ class NativeSampler:
         top_p: float = 1.0,
         stop_ids: Sequence[int] = (),
         max_rows: int = 128,
+        refill: bool = True,
         precision: Precision = "policy",
     ) -> None:
         if max_new_tokens < 1:
@@ -55,18 +59,22 @@ class NativeSampler:
             known = ", ".join(get_args(Precision))
             raise Refusal(f"sampler.precision must be one of {known}, got {precision!r}")
         self.precision = precision
-        self.picked = None if precision == "auto" else precision
+        self.picked: str | None = None if precision == "auto" else precision
         """What ``auto`` chose; part of checkpoints, so that a resumed run goes on with it."""
         self.max_new_tokens = max_new_tokens
         self.temperature = float(temperature)
         self.top_p = float(top_p)
         self.stop_ids = tuple(stop_ids)
         self.max_rows = max_rows
+        self.refill = refill
 
     def plain(self) -> NativeSampler:
         """The same at temperature 1, with all tokens and the policy's own weights."""
         return NativeSampler(
-            max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, max_rows=self.max_rows
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=self.stop_ids,
+            max_rows=self.max_rows,
+            refill=self.refill,
         )
 
     @property
@@ -135,6 +143,10 @@ class NativeSampler:
         # coordinates alone, so the plan changes nothing else.
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
         chunk = max(self.max_rows // responses, 1)
+        getattr(policy, "load", lambda: None)()  # then it is known what it can
+        width = None
+        if self.refill and responses <= self.max_rows and getattr(policy, "can_enter", False):
+            chunk, width = max(len(order), 1), self.max_rows
         by_place: dict[int, Group] = {}
         with gathered(policy):  # once, however many steps each process decodes
             for start in range(0, len(order), chunk):
@@ -155,7 +167,7 @@ class NativeSampler:
                     keys = [(*key, prompts[i].id, occurrences[i], k) for i in part for k in copies]
                     self._decode(
                         policy, [prompts[i].ids for i in part], keys, copies, end_ids, finished,
-                        early=on_group is not None,
+                        early=on_group is not None, width=width,
                     )  # fmt: skip
         return [by_place[i] for i in range(len(prompts))]
 
@@ -177,6 +189,7 @@ class NativeSampler:
         finished: Callable[[int, int, DecodedRow], None],
         *,
         early: bool,
+        width: int | None,
     ) -> None:
         """Tell ``finished`` of one row per key: (prompt, copy, row); at the end if not early."""
         told: set[int] = set()
@@ -196,6 +209,7 @@ class NativeSampler:
             temperature=self.temperature,
             top_p=self.top_p,
             on_row=tell if early else None,
+            width=width,
         )
         for index, row in enumerate(decoded):
             if index not in told:
