@@ -177,6 +177,11 @@ class HFPolicy(nn.Module):
         cache = SharedCache()
         return decoding.enter_shared(self._run, cache, prompts, copies, self.device), cache
 
+    def rows_that_fit(self, tokens: int) -> int:
+        """How many rows of so many tokens to decode at a time, by memory."""
+        self.load()
+        return decoding.rows_that_fit(self.model, tokens)
+
     @property
     def can_enter(self) -> bool:
         """Whether ``enter`` works; the weights must be loaded."""

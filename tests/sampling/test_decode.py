@@ -310,6 +310,17 @@ def test_samples_do_not_depend_on_batch_size_order_or_company(model):
         assert answers(sample(model, few)) == {p.id: whole[p.id] for p in few}
 
 
+def test_rows_by_memory():
+    """tiny: keys and values of a token and logits of a row, counted by hand."""
+    policy = HFPolicy(tiny()).load()
+    config = policy.model.config
+    size = config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * size * 4
+    assert policy.rows_that_fit(10) == 512
+    assert policy.rows_that_fit(2**30 // token // 64) == 63  # the logits take a little
+    assert policy.rows_that_fit(2**30) == 32
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 10])
 def test_never_more_rows_at_once_than_asked_for(rows):
     watched = WatchedPolicy(TablePolicy(TABLE))
