@@ -137,7 +137,8 @@ class Occasion:
             sampler = NativeSampler(
                 max_new_tokens=sampler.max_new_tokens,
                 stop_ids=getattr(sampler, "stop_ids", ()),
-                max_rows=getattr(sampler, "max_rows", 128),
+                max_rows=getattr(sampler, "max_rows", None),
+                refill=getattr(sampler, "refill", True),
                 temperature=0.0,
             )
         reward = self.reward if scored else None

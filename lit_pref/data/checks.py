@@ -106,10 +106,11 @@ def check_combination(data: RoundDataModule, client: RoundClient) -> None:
             f"{name} trains no policy that could sample; use data=offline instead of "
             f"data={data.source}"
         )
-    if data.fresh_groups and hasattr(data.sampler, "check"):
+    check = getattr(data.sampler, "check", None)
+    if data.fresh_groups and check is not None:
         strategy = type(getattr(data.trainer, "strategy", None)).__name__
         policy = getattr(client, "policy", None)
-        data.sampler.check(policy, sharded=strategy == "ModelParallelStrategy")
+        check(policy, sharded=strategy == "ModelParallelStrategy")
     present = _least_responses(data)
     if needs.responses > present:
         wanted = f"set data.responses_per_prompt={needs.responses} or more"

@@ -413,7 +413,7 @@ class RoundDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The round buffer and the counters: tensors and primitives only."""
         round = self.round
-        found = getattr(self.sampler, "state_dict", dict)()
+        found: dict[str, Any] = getattr(self.sampler, "state_dict", dict)()
         return {
             **({"sampler": found} if found else {}),
             "counters": dict(self.counters),

@@ -19,6 +19,9 @@ __all__ = ["DecodedRow", "decode", "sample_tokens", "truncated_log_probs"]
 BLOCK = 256
 """Tokens of the vocabulary that are summed as one when a token is drawn."""
 
+ENTER = 0.25
+"""Share of the rows that has to be free before waiting prompts enter."""
+
 LARGEST = 1 - 2**-53
 """The largest float64 below 1."""
 
@@ -138,6 +141,7 @@ def decode(
     temperature: float = 1.0,
     top_p: float = 1.0,
     on_row: Callable[[int, DecodedRow], None] | None = None,
+    width: int | None = None,
 ) -> list[DecodedRow]:
     """Sample ``copies`` responses to each prompt.
 
@@ -155,6 +159,8 @@ def decode(
         top_p: see ``truncated_log_probs``.
         on_row: called with (row, its response) as soon as a row ends by an ending token, while
             others go on.
+        width: most rows at the same time. Prompts that have to wait enter when there is room; the
+            policy must have ``enter``. None: all at once.
 
     Returns:
         One ``DecodedRow`` per prompt and copy, prompt-major.
@@ -162,48 +168,81 @@ def decode(
     Raises:
         RuntimeError: the model's logits are not numbers.
     """
-    logits, state = policy.prefill(prompts, copies)
-    total = logits.shape[0]
+    total = len(prompts) * copies
+    first = len(prompts) if width is None else max(width // copies, 1)
+    logits, state = policy.prefill(prompts[:first], copies)
     device = logits.device
     uniforms = uniforms.to(device)
     ends = torch.tensor(sorted(end_ids), device=device, dtype=torch.long)
-    rows = torch.arange(total, device=device)
+    begun = logits.shape[0]
+    rows = torch.arange(begun, device=device)
+    ages = torch.zeros_like(rows)
     drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    width = 0 if on_row is None else max_new_tokens
-    kept = torch.zeros(3, total, width, device=device, dtype=torch.float64)
+    room = 0 if on_row is None else max_new_tokens
+    kept = torch.zeros(3, total, room, device=device, dtype=torch.float64)
     lengths = torch.full((total,), max_new_tokens, dtype=torch.long)
     finished = torch.full((total,), len(end_ids) == 0)
-    for t in range(max_new_tokens):
+    while True:
         tokens, behaviour, raw = _draw(
-            logits, uniforms[rows, t], temperature=temperature, top_p=top_p
+            logits, uniforms[rows, ages], temperature=temperature, top_p=top_p
         )
         drawn.append((rows, tokens, behaviour, raw))
         if on_row is not None:
-            kept[:, rows, t] = torch.stack([tokens.double(), behaviour.double(), raw.double()])
-        done = torch.isin(tokens, ends)
-        if done.any():
-            over = rows[done].cpu()
-            lengths[over] = t + 1
+            kept[:, rows, ages] = torch.stack([tokens.double(), behaviour.double(), raw.double()])
+        ages = ages + 1
+        ended = torch.isin(tokens, ends)
+        if ended.any():
+            over = rows[ended].cpu()
+            lengths[over] = ages[ended].cpu()
             finished[over] = True
             if on_row is not None:
-                _report(kept[:, :, : t + 1], over, on_row)
-            alive = torch.nonzero(~done)[:, 0]
-            rows, tokens = rows[alive], tokens[alive]
-            if len(rows) and t + 1 < max_new_tokens:
+                _report(kept, over, lengths, on_row)
+        gone = ended | (ages == max_new_tokens)
+        if gone.any():
+            alive = torch.nonzero(~gone)[:, 0]
+            rows, tokens, ages = rows[alive], tokens[alive], ages[alive]
+            if len(rows):
                 state = policy.keep_rows(state, alive)
-        if len(rows) == 0 or t + 1 == max_new_tokens:
+        if len(rows):
+            logits, state = policy.step(tokens, state)
+        count = _entering(len(rows), begun, total, copies, width)
+        if count:
+            some = prompts[begun // copies :][:count]
+            fresh = torch.arange(begun, begun + count * copies, device=device)
+            begun += count * copies
+            if len(rows):
+                more, state = policy.enter(state, some, copies)  # type: ignore[attr-defined]
+                logits = torch.cat([logits, more])
+            else:
+                logits, state = policy.prefill(some, copies)
+            rows, ages = torch.cat([rows, fresh]), torch.cat([ages, torch.zeros_like(fresh)])
+        if len(rows) == 0:
             break
-        logits, state = policy.step(tokens, state)
     return _collect(drawn, total, lengths, finished)
 
 
-def _report(kept: Tensor, over: Tensor, on_row: Callable[[int, DecodedRow], None]) -> None:
-    """Tell of rows that have just ended; ``kept`` [3, R, t] are their tokens and log-probs."""
-    ids, behaviour, raw = kept[:, over.to(kept.device)].cpu()
-    for n, row in enumerate(over.tolist()):
-        logps = behaviour[n].tolist()
+def _entering(rows: int, begun: int, total: int, copies: int, width: int | None) -> int:
+    """How many waiting prompts enter: none before there is room for a good part of a batch."""
+    waiting = (total - begun) // copies
+    if width is None or not waiting:
+        return 0
+    free = width - rows
+    if rows and free < min(ENTER * width, waiting * copies):
+        return 0
+    return min(max(free // copies, 0 if rows else 1), waiting)
+
+
+def _report(
+    kept: Tensor, over: Tensor, lengths: Tensor, on_row: Callable[[int, DecodedRow], None]
+) -> None:
+    """Tell of rows that have just ended; ``kept`` [3, rows, .] are their tokens and log-probs."""
+    longest = int(lengths[over].max())
+    ids, behaviour, raw = kept[:, over.to(kept.device), :longest].cpu()
+    for n, (row, length) in enumerate(zip(over.tolist(), lengths[over].tolist(), strict=True)):
+        logps = behaviour[n, :length].tolist()
         if all(math.isfinite(p) for p in logps):  # else _collect stops the sampling
-            on_row(row, DecodedRow(ids[n].long().tolist(), logps, raw[n].tolist(), True))
+            own = ids[n, :length].long().tolist(), logps, raw[n, :length].tolist()
+            on_row(row, DecodedRow(*own, True))
 
 
 def _collect(

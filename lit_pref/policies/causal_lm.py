@@ -179,6 +179,22 @@ class HFPolicy(nn.Module):
         cache = SharedCache()
         return decoding.enter_shared(self._run, cache, prompts, copies, self.device), cache
 
+    def rows_that_fit(self, tokens: int) -> int:
+        """How many rows of so many tokens to decode at a time, by memory."""
+        self.load()
+        return decoding.rows_that_fit(self.model, tokens)
+
+    @property
+    def can_enter(self) -> bool:
+        """Whether ``enter`` works; the weights must be loaded."""
+        return self.shared_decoding
+
+    def enter(
+        self, state: Any, prompts: Sequence[Sequence[int]], copies: int
+    ) -> tuple[Tensor, Any]:
+        """Rows of further prompts, after those of a state; their next-token logits."""
+        return decoding.enter_shared(self._run, state, prompts, copies, self.device), state
+
     def step(self, token_ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         if isinstance(state, SharedCache):
             return decoding.step_shared(self._run, state, token_ids), state

@@ -17,10 +17,23 @@ from lit_pref.engine.kv_cache import SharedCache
 from lit_pref.engine.layout import pack
 from lit_pref.types import FlatTokens
 
-__all__ = ["CacheState", "enter_shared", "keep_rows", "prefill_padded", "step", "step_shared"]
+__all__ = [
+    "CacheState",
+    "enter_shared",
+    "keep_rows",
+    "prefill_padded",
+    "rows_that_fit",
+    "step",
+    "step_shared",
+]
 
 PREFILL_TOKENS = 16384
 """Prompt tokens that go through the model at once; bounds the memory of their activations."""
+
+MEMORY = 2**30
+"""Bytes that decoding may take where the number of rows is not given."""
+
+LEAST_ROWS, MOST_ROWS = 32, 512
 
 Run = Callable[[Callable[[Any], Any]], Any]
 """Calls what it is given with the model, through the policy's hooks."""
@@ -108,6 +121,28 @@ def step_shared(run: Run, cache: SharedCache, token_ids: Tensor) -> Tensor:
     out = run(lambda model: model(**inputs))
     cache.end()
     return out.logits[0]
+
+
+def rows_that_fit(model: Any, tokens: int) -> int:
+    """Rows whose keys, values and logits take about ``MEMORY`` or half as much as the weights.
+
+    Wide batches decode more tokens a second; beyond ``MOST_ROWS`` that gains little.
+
+    Args:
+        model: a Hugging Face causal LM.
+        tokens: kept for each row.
+    """
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    weight = next(model.parameters())
+    single = 4 if weight.device.type == "cpu" else weight.element_size()
+    token = 2 * config.num_hidden_layers * keys * size * single
+    logits = 3 * 4 * config.vocab_size  # logits, probabilities, and one of them on the way
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    fitting = max(MEMORY, weights // 2) // (tokens * token + logits)
+    return max(min(fitting, MOST_ROWS), LEAST_ROWS)
 
 
 def prefill_padded(

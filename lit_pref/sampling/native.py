@@ -22,7 +22,11 @@ class NativeSampler:
         temperature: divides the logits; 1 samples from the policy itself, 0 is greedy.
         top_p: keeps the likeliest tokens with at least this mass (1: all).
         stop_ids: further token ids that end a response, besides the end-of-sequence tokens.
-        max_rows: responses decoded at the same time; bounds memory, never changes a sample.
+        max_rows: responses decoded at the same time; bounds memory, never changes a sample. None:
+            as many as fit into 1 GiB or half the memory of the weights, from 32 to 512.
+        refill: prompts that wait enter as soon as a part of the rows has ended, not only when all
+            have; never changes a sample. Of models whose prompts cannot be shared while decoding
+            they wait for all.
         precision: ``policy`` samples with the policy's own weights; ``bfloat16`` with a rounded
             copy of them, made anew for each round; ``auto`` with the copy if a probe at the first
             round finds it faster on this processor. Rounded weights sample from another
@@ -40,7 +44,8 @@ class NativeSampler:
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop_ids: Sequence[int] = (),
-        max_rows: int = 128,
+        max_rows: int | None = None,
+        refill: bool = True,
         precision: Precision = "policy",
     ) -> None:
         if max_new_tokens < 1:
@@ -49,24 +54,28 @@ class NativeSampler:
             raise Refusal(f"sampler.temperature must be 0 (greedy) or larger, got {temperature}")
         if not 0 < top_p <= 1:
             raise Refusal(f"sampler.top_p must be in (0, 1], got {top_p}; 1 keeps all tokens")
-        if max_rows < 1:
+        if max_rows is not None and max_rows < 1:
             raise Refusal(f"sampler.max_rows must be at least 1, got {max_rows}")
         if precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise Refusal(f"sampler.precision must be one of {known}, got {precision!r}")
         self.precision = precision
-        self.picked = None if precision == "auto" else precision
+        self.picked: str | None = None if precision == "auto" else precision
         """What ``auto`` chose; part of checkpoints, so that a resumed run goes on with it."""
         self.max_new_tokens = max_new_tokens
         self.temperature = float(temperature)
         self.top_p = float(top_p)
         self.stop_ids = tuple(stop_ids)
         self.max_rows = max_rows
+        self.refill = refill
 
     def plain(self) -> NativeSampler:
         """The same at temperature 1, with all tokens and the policy's own weights."""
         return NativeSampler(
-            max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, max_rows=self.max_rows
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=self.stop_ids,
+            max_rows=self.max_rows,
+            refill=self.refill,
         )
 
     @property
@@ -134,7 +143,11 @@ class NativeSampler:
         # Prompts of similar length go together: less padding in the prefill. Draws depend on
         # coordinates alone, so the plan changes nothing else.
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
-        chunk = max(self.max_rows // responses, 1)
+        most = self._rows(policy, [len(p.ids) for p in prompts], responses)
+        chunk = max(most // responses, 1)
+        width = None
+        if self.refill and responses <= most and getattr(policy, "can_enter", False):
+            chunk, width = max(len(order), 1), most
         by_place: dict[int, Group] = {}
         with gathered(policy):  # once, however many steps each process decodes
             for start in range(0, len(order), chunk):
@@ -150,14 +163,28 @@ class NativeSampler:
                         if on_group is not None:
                             on_group(i, by_place[i])
 
-                for first in range(0, responses, self.max_rows):  # one prompt may have more
-                    copies = range(first, min(first + self.max_rows, responses))
+                for first in range(0, responses, most):  # one prompt may have more
+                    copies = range(first, min(first + most, responses))
                     keys = [(*key, prompts[i].id, occurrences[i], k) for i in part for k in copies]
                     self._decode(
                         policy, [prompts[i].ids for i in part], keys, copies, end_ids, finished,
-                        early=on_group is not None,
+                        early=on_group is not None, width=width,
                     )  # fmt: skip
         return [by_place[i] for i in range(len(prompts))]
+
+    def _rows(self, policy: Policy, prompts: Sequence[int], responses: int) -> int:
+        """Responses decoded at the same time; a prompt's memory is shared by its responses."""
+        load = getattr(policy, "load", None)
+        if load is not None:
+            load()  # then it is known what it can
+        if self.max_rows is not None:
+            return self.max_rows
+        fitting = getattr(policy, "rows_that_fit", None)
+        if fitting is None or not prompts:
+            return 512
+        sharing = responses if getattr(policy, "can_enter", False) else 1
+        rows: int = fitting(self.max_new_tokens + -(-max(prompts) // sharing))
+        return rows
 
     def _in_precision(self, policy: Policy) -> Policy:
         if self.precision == "policy":
@@ -177,6 +204,7 @@ class NativeSampler:
         finished: Callable[[int, int, DecodedRow], None],
         *,
         early: bool,
+        width: int | None,
     ) -> None:
         """Tell ``finished`` of one row per key: (prompt, copy, row); at the end if not early."""
         told: set[int] = set()
@@ -196,6 +224,7 @@ class NativeSampler:
             temperature=self.temperature,
             top_p=self.top_p,
             on_row=tell if early else None,
+            width=width,
         )
         for index, row in enumerate(decoded):
             if index not in told:

@@ -261,7 +261,15 @@ def test_cached_decoding_is_the_plain_forward_on_other_architectures(name):
             expected = [float(logps[start + t, i]) for t, i in enumerate(response.ids)]
             assert response.policy_logps == pytest.approx(expected, abs=1e-4)
             assert response.behaviour_logps == pytest.approx(expected, abs=1e-4)
-    assert answers(sample(policy, batch, end=(7, 8, 9, 10, 11), max_rows=1)) == answers(groups)
+    for rows, refill in ((1, True), (3, True), (3, False), (6, True)):
+        again = sample(policy, batch, end=(7, 8, 9, 10, 11), max_rows=rows, refill=refill)
+        assert answers(again) == answers(groups)
+        assert torch.tensor(
+            [p for g in again for r in g.responses for p in r.policy_logps]
+        ).allclose(
+            torch.tensor([p for g in groups for r in g.responses for p in r.policy_logps]),
+            atol=1e-4,
+        )  # fmt: skip
 
 
 def prompts(count=10, *, spread=6, seed=0):
@@ -295,10 +303,22 @@ def test_samples_do_not_depend_on_batch_size_order_or_company(model):
     batch = prompts()
     whole = answers(sample(model, batch))
     for rows in (1, 3, 10):
-        assert answers(sample(model, batch, max_rows=rows)) == whole
+        for refill in (False, True):
+            assert answers(sample(model, batch, max_rows=rows, refill=refill)) == whole
     assert answers(sample(model, batch[::-1])) == whole
     for few in (batch[:1], batch[3:6]):
         assert answers(sample(model, few)) == {p.id: whole[p.id] for p in few}
+
+
+def test_rows_by_memory():
+    """tiny: keys and values of a token and logits of a row, counted by hand."""
+    policy = HFPolicy(tiny()).load()
+    config = policy.model.config
+    size = config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * size * 4
+    assert policy.rows_that_fit(10) == 512
+    assert policy.rows_that_fit(2**30 // token // 64) == 63  # the logits take a little
+    assert policy.rows_that_fit(2**30) == 32
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 10])
@@ -460,3 +480,37 @@ def test_told_groups_of_prompts_with_more_responses_than_rows():
     assert [[r.ids for r in g.responses] for g in groups] == [
         [r.ids for r in g.responses] for g in plain
     ]
+
+
+def test_waiting_prompts_enter_while_others_are_decoded(model):
+    """Never more rows than allowed, fewer steps than by whole batches, the same samples."""
+    end = set(range(0, 250, 6))
+    steps = {}
+
+    def run(refill):
+        sampler = NativeSampler(max_new_tokens=12, max_rows=6, refill=refill)
+        widths, told, step = [], [], model.step
+
+        def watched(token_ids, state):
+            widths.append(len(token_ids))
+            return step(token_ids, state)
+
+        model.step = watched
+        try:
+            groups = sampler.sample(
+                model,
+                prompts(12),
+                key=(3, "t"),
+                occurrences=[0] * 12,
+                responses=2,
+                end_ids=end,
+                on_group=lambda i, g: told.append(i),
+            )
+        finally:
+            del model.step
+        assert sorted(told) == list(range(12)) and max(widths) <= 6
+        steps[refill] = len(widths)
+        return answers(groups)
+
+    assert run(True) == run(False)
+    assert steps[True] < steps[False]
