@@ -110,8 +110,8 @@ def note(found):
 
 def table(a):
     lines = [
-        "| work | floor to TRL | ours to TRL | ours to floor | required | peak memory, ours to TRL | |",
-        "|---|---|---|---|---|---|---|",
+        "| work | floor to TRL | ours to TRL | ours to floor | required | peak memory, ours to TRL | ours to floor | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in a.rows.split(",") if a.rows else TABLE:
         base, floor, ours, key, to_floor, to_base = TABLE[name]
@@ -121,16 +121,20 @@ def table(a):
         }
         found = compare(name, commands, a)
         if any(not found["runs"].get(n) for n in commands):
-            lines.append(f"| {name} | failed: {str(found['failure']).splitlines()[0]} | | | | | |")
+            lines.append(f"| {name} | failed: {str(found['failure']).splitlines()[0]} | | | | | | |")
             continue
         need = f"{to_floor} to floor" if to_floor else f"{to_base} to TRL"
-        memory = [
-            y["peak_rss_mb"] / x["peak_rss_mb"]
-            for x, y in zip(found["runs"]["trl"], found["runs"]["ours"], strict=False)
-        ]
+        memory = {
+            base: [
+                y["peak_rss_mb"] / x["peak_rss_mb"]
+                for x, y in zip(found["runs"][base], found["runs"]["ours"], strict=False)
+            ]
+            for base in ("trl", "floor")
+        }
         cells = [
             spread(ratios(found, key, "trl", "floor")), spread(ratios(found, key, "trl", "ours")),
-            spread(ratios(found, key, "floor", "ours")), need, spread(memory), note(found),
+            spread(ratios(found, key, "floor", "ours")), need,
+            spread(memory["trl"]), spread(memory["floor"]), note(found),
         ]  # fmt: skip
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
