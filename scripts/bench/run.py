@@ -114,21 +114,22 @@ def note(found):
 def table(a):
     lines = [
         "| work | floor to base | ours to base | ours to floor | required "
-        "| peak memory: floor to base | ours to base | ours to floor | |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| peak memory: floor to base | ours to base | ours to floor | first step: ours to base | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in a.rows.split(",") if a.rows else TABLE:
         base, floor, ours, key, to_floor, to_base = TABLE[name]
         texts = {"base": base, "floor": floor, "ours": ours}
         found = compare(name, {n: command(t) for n, t in texts.items() if t}, a)
         if any(not found["runs"].get(n) for n, t in texts.items() if t):
-            lines.append(f"| {name} | failed: {str(found['failure']).splitlines()[0]} |" + " |" * 7)
+            lines.append(f"| {name} | failed: {str(found['failure']).splitlines()[0]} |" + " |" * 8)
             continue
         pairs = [("base", "floor"), ("base", "ours"), ("floor", "ours")]
         cells = [ratios(found, key, *pair) for pair in pairs]
         memory = [ratios(found, "peak_rss_mb", fast, slow) for slow, fast in pairs]
         need = f"{to_floor} to floor" if to_floor else f"{to_base} to base"
-        words = [*map(spread, cells), need, *map(spread, memory), note(found)]
+        first = ratios(found, "first_step_from_proc_s", "ours", "base")
+        words = [*map(spread, cells), need, *map(spread, memory), spread(first), note(found)]
         lines.append(f"| {name} | " + " | ".join(words) + " |")
     return lines
 
