@@ -194,6 +194,18 @@ def test_the_command_lists_and_refuses(capsys, tmp_path):
     assert "--out" in capsys.readouterr().err
 
 
+def test_all_figures_of_a_folder_go_elsewhere(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    criteria, out = tmp_path / "criteria", tmp_path / "out"
+    criteria.mkdir()
+    for name in ("fig02", "coverage"):
+        (criteria / f"{name}.yaml").write_text((CRITERIA / f"{name}.yaml").read_text())
+    folders = {"criteria": criteria, "docs": tmp_path, "cache": tmp_path / "cells"}
+    assert main(["all", "--out", str(out), "--jobs", "2", "--draft"], **folders) == 0
+    assert {p.name for p in out.glob("*.png")} == {"fig02.png", "coverage.png"}
+    assert capsys.readouterr().out.count(": holds") == 2 and not list(tmp_path.glob("*.md"))
+
+
 def test_labels_below_neighbouring_panels_do_not_meet(tmp_path):
     pytest.importorskip("matplotlib")
     columns = {"step": [0.0, 200.0], "samples": [1000.0] * 2, "reward_queries": [1000.0] * 2}

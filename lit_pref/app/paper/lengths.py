@@ -133,8 +133,9 @@ def fig08_draw(curves: Curves, path: Path, title: str) -> None:
             axis.set_xlabel("B, responses of a round")
             axis.set_title(TASKS[task][0])
             axis.set_ylabel(f"final {TASKS[task][1]}")
-            axis.set_ylim(bottom=0)
-        plots.legend(axes, title="at equal optimizer steps, samples and reward queries")
+            most = max(-r.columns[REWARD][-1] for r in curves.where(task=task))
+            axis.set_ylim(0, 1.15 * most)
+        plots.legend(axes, title=f"at equal optimizer steps, samples and reward queries;\n{CUT}")
 
 
 def _draw_tasks(curves: Curves, path: Path, title: str, lines: Any, **labels: str) -> None:
@@ -218,9 +219,9 @@ def fig11_draw(curves: Curves, path: Path, title: str) -> None:
             ylabel=LENGTH,
             sign=-1.0,
             separate=True,
-            ylim=None,
+            ylim=(0, 1.05 * start_of(curves)),
         )
-        plots.legend(axes)
+        plots.legend(axes, title=CUT)
 
 
 # --------------------------------------------------------------------------- figures 13 and 19
