@@ -9,6 +9,9 @@ p.add_argument("--prompts", type=int, default=4, help="prompts per step")
 p.add_argument("--G", type=int, default=8, help="responses per prompt (onlinedpo: always 2)")
 p.add_argument("--new", type=int, default=64, help="new tokens per response")
 p.add_argument("--rows", type=int, default=128, help="responses decoded at the same time")
+p.add_argument(
+    "--sampling", default="policy", choices=["policy", "bfloat16", "auto"], help="sampler.precision"
+)
 p.add_argument("--split", type=int, default=1, help="time the phases")
 a = p.parse_args()
 if a.algo == "onlinedpo":
@@ -35,7 +38,7 @@ class Length:
 
 
 prompts = [Prompt(id=i, text=t, ids=tok(t)["input_ids"]) for i, t in enumerate(texts)]
-sampler = lp.NativeSampler(max_new_tokens=a.new, max_rows=a.rows)
+sampler = lp.NativeSampler(max_new_tokens=a.new, max_rows=a.rows, precision=a.sampling)
 data = lp.OnPolicyDataModule(
     kit.make_task(tok, prompts=prompts, new=a.new), sampler=sampler, reward=Length(),
     prompts_per_round=a.prompts, responses_per_prompt=a.G, batch_size=a.prompts, rounds=a.steps, prompt_order="fixed",

@@ -49,6 +49,10 @@ TABLE = {
         f"trl_online.py {ON_SMOL}", f"raw_grpo.py {ON_SMOL}", f"our_online.py {ON_SMOL}",
         "step_s", 1.1, None,
     ),
+    "grpo_smollm2_auto": (
+        f"trl_online.py {ON_SMOL}", f"raw_grpo.py {ON_SMOL}",
+        f"our_online.py {ON_SMOL} --sampling auto", "step_s", 1.1, None,
+    ),
     "generate_smollm2": (
         f"{GEN} --engine hf", None, f"{GEN} --engine ours", "s_per_token", None, 1.8,
     ),
