@@ -121,7 +121,9 @@ def table(a):
         }
         found = compare(name, commands, a)
         if any(not found["runs"].get(n) for n in commands):
-            lines.append(f"| {name} | failed: {str(found['failure']).splitlines()[0]} | | | | | | |")
+            lines.append(
+                f"| {name} | failed: {str(found['failure']).splitlines()[0]} | | | | | | |"
+            )
             continue
         need = f"{to_floor} to floor" if to_floor else f"{to_base} to TRL"
         memory = {
