@@ -182,7 +182,7 @@ def _kept(
 class _Adapted(nn.Module):
     """A linear layer with an adapter: what ``peft`` makes of it, as far as memory goes."""
 
-    def __init__(self, layer: nn.Module, rank: int) -> None:
+    def __init__(self, layer: Any, rank: int) -> None:
         super().__init__()
         self.layer = layer
         inner, outer = layer.weight.shape if isinstance(layer, Conv1D) else layer.weight.shape[::-1]
