@@ -17,6 +17,9 @@ p.add_argument("--prompts", type=int, default=32)
 p.add_argument("--G", type=int, default=4)
 p.add_argument("--new", type=int, default=256, help="most tokens of an answer")
 p.add_argument("--rows", type=int, default=128, help="answers decoded at the same time")
+p.add_argument(
+    "--sampling", default="policy", choices=["policy", "bfloat16", "auto"], help="sampler.precision"
+)
 a = p.parse_args()
 if a.engine == "hf":
     a.mallopt = 0  # as its users run it
@@ -42,7 +45,7 @@ def ours():
     from lit_pref.types import Prompt
 
     policy = kit.policy_of(a).load().eval().to(a.device)
-    sampler = lp.NativeSampler(max_new_tokens=a.new, max_rows=a.rows)
+    sampler = lp.NativeSampler(max_new_tokens=a.new, max_rows=a.rows, precision=a.sampling)
     autocast = torch.autocast(a.device, torch.bfloat16) if a.bf16 else contextlib.nullcontext()
 
     def step(n):

@@ -49,6 +49,9 @@ TABLE = {
         f"trl_online.py {ON_SMOL}", f"raw_grpo.py {ON_SMOL}", f"our_online.py {ON_SMOL}",
         "step_s", 1.1, None,
     ),
+    "generate_smollm2_auto": (
+        f"{GEN} --engine hf", None, f"{GEN} --engine ours --sampling auto", "s_per_token", None, 1.8,
+    ),
     "grpo_smollm2_auto": (
         f"trl_online.py {ON_SMOL}", f"raw_grpo.py {ON_SMOL}",
         f"our_online.py {ON_SMOL} --sampling auto", "step_s", 1.1, None,
