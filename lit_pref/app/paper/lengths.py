@@ -104,7 +104,7 @@ def fig08_numbers(curves: Curves) -> Numbers:
         for task in curves.labels("task"):
             labels = {"method": method, "task": task}
             start = start_of(curves, **labels)
-            ends = [tokens(curves, **labels, size=b) for b in sizes]
+            ends = [tokens(curves, None, **labels, size=b) for b in sizes]
             out[f"{method}_{task}_slope"] = [
                 slope(logs, [e / start for e in by_size]) for by_size in zip(*ends, strict=True)
             ]
