@@ -101,7 +101,8 @@ class MemoryPlan:
         return sum(self.phases[self.phase].values())
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{n} {b / GIB:.2f}" for n, b in self.phases[self.phase].items() if b)
+        known = self.phases[self.phase].items()
+        parts = ", ".join(f"{n} {b / GIB:.2f}" for n, b in known if b >= 0.005 * GIB)
         return f"{self.peak / GIB:.2f} GiB at the peak ({self.phase}: {parts})"
 
 
