@@ -38,6 +38,7 @@ def backward(module: ObjectiveModule, batch: Batch) -> None:
     parts = _parts(module, batch)
     world = module.trainer.world_size
     total = torch.zeros((), device=module.device)
+    passes = _passes(module, len(parts))
     for n, part in enumerate(parts):
         with _synchronised(module, n == len(parts) - 1):
             stats = module.policy(part.tokens, stats=tuple(module.token_stats()))
@@ -46,7 +47,7 @@ def backward(module: ObjectiveModule, batch: Batch) -> None:
             loss = module.batch_loss(stats, part)
             module.manual_backward(loss * world)
         total += loss.detach()
-    _keep_up(module, batch, len(parts))
+    _keep_up(module, batch, passes - len(parts))
     if parts:
         module.window.add_total("loss", total, 1 / world)
 
@@ -83,12 +84,13 @@ def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:
     loss = module.batch_loss(TokenStats(logps=weigh_negative(leaf, module.negative_weight)), whole)
     (cotangent,) = torch.autograd.grad(loss, leaf)
     world = module.trainer.world_size
+    passes = _passes(module, len(parts))
     for n, index in enumerate(parts):
         with _synchronised(module, n == len(parts) - 1):
             part = batch.select(index)
             grad = torch.cat([cotangent[spans[places[i]]] for i in index])
             module.manual_backward((module.policy(part.tokens).logps * grad).sum() * world)
-    _keep_up(module, batch, len(parts))
+    _keep_up(module, batch, passes - len(parts))
     module.window.add_total("loss", loss, 1.0)
 
 
@@ -100,17 +102,23 @@ def _parts(module: ObjectiveModule, batch: Batch) -> list[Batch]:
     return [batch.select(index) for index in indices]
 
 
-def _keep_up(module: ObjectiveModule, batch: Batch, done: int) -> None:
-    """Stand-in passes for a process that has less to do, so that no other waits for ever.
+def _passes(module: ObjectiveModule, mine: int) -> int:
+    """How often each process must go through the model, so that no other waits for ever.
 
-    Copies of the model meet once, in the last backward. Shards meet in every forward and backward.
+    Copies of the model meet once, in the last backward. Shards meet in every forward and backward,
+    so the processes agree on the number before the first of them.
     """
     if module.trainer.world_size == 1:
-        return
-    wanted = max(done, 1)
+        return mine
+    wanted = max(mine, 1)
     if is_sharded(module.policy):
         wanted = int(module.trainer.strategy.reduce(torch.tensor(wanted), reduce_op="max"))
-    for _ in range(wanted - done):
+    return wanted
+
+
+def _keep_up(module: ObjectiveModule, batch: Batch, missing: int) -> None:
+    """Stand-in passes for a process that has less to do."""
+    for _ in range(missing):
         _backward_nothing(module, batch)
 
 

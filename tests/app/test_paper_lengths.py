@@ -264,7 +264,10 @@ def test_no_process_stays_behind(how, tmp_path):
     script, told = tmp_path / "s.py", tmp_path / "told"
     script.write_text(SCRIPT.replace("sys.argv[1]", repr(str(told))))
     told.mkdir()
-    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
+    )  # fmt: skip
     wait_for(lambda: len(list(told.iterdir())) == 2)
     parent.send_signal(how)
     assert parent.wait(20) != 0
