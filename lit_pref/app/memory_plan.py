@@ -17,6 +17,7 @@ from lit_pref.engine.head import head_bytes
 from lit_pref.objectives.families.paired import PairedModule
 from lit_pref.objectives.forward import NO_GRADIENT_TOKENS
 from lit_pref.policies.causal_lm import HFPolicy
+from lit_pref.policies.decoding import logits_of_row, rows_within
 from lit_pref.policies.footprint import Footprint, footprint
 from lit_pref.policies.lora import LoRA
 from lit_pref.policies.mapped import header_of
@@ -65,7 +66,7 @@ class Choices:
 
     micro_batch_tokens: int | None
     gradient_checkpointing: bool
-    max_rows: int
+    max_rows: int | None
     lora: LoRA | None
     precision: str
 
@@ -146,7 +147,8 @@ def plan_memory(
         "reference": found.weights if reference == "memory" else 0,
         "optimizer": moments * found.trainable,
     }
-    rows = min(choices.max_rows, work.rows)
+    row = work.sampled * found.cache_per_token + logits_of_row(found.vocab_size)
+    rows = min(choices.max_rows or rows_within(found.weights, int(row)), work.rows)
     training = {**held, "gradients": early + fresh, f"activations of {tokens} tokens": activations}
     training["logits"] = head_bytes(int(responses), found.vocab_size)
     noting = {**held, "gradients": gradients}
@@ -156,7 +158,7 @@ def plan_memory(
     noting["logits"] = head_bytes(int(quiet * responses / tokens), found.vocab_size, grad=False)
     sampling = {**held, "gradients": gradients}
     sampling[f"cache of {rows} rows"] = int(rows * work.sampled * found.cache_per_token * 1.25)
-    sampling["logits"] = rows * found.vocab_size * 24  # in float32 and float64
+    sampling["logits"] = rows * logits_of_row(found.vocab_size)
     phases = {"training step": training, "reference pass": noting, "sampling": sampling}
     for parts in phases.values():
         total = sum(parts.values()) - program
@@ -273,7 +275,9 @@ class _Planner:
         now = self.choices
         parts = [replace(now, micro_batch_tokens=n) for n in self._budgets()]
         least = parts[-1] if parts else now
-        rows = [n for n in (64, 32, 16, 8) if n < min(now.max_rows, self.work.rows)]
+        rows = [
+            n for n in (64, 32, 16, 8) if n < min(now.max_rows or self.work.rows, self.work.rows)
+        ]
         yield from parts
         yield from (replace(now, max_rows=n) for n in rows)
         again = replace(now, gradient_checkpointing=True)
@@ -310,7 +314,7 @@ def _planner(cfg: DictConfig, parts: Parts) -> _Planner | None:
     choices = Choices(
         micro_batch_tokens=parts.data.micro_batch_tokens,
         gradient_checkpointing=policy.gradient_checkpointing,
-        max_rows=int(getattr(parts.data.sampler, "max_rows", 128) or 128),
+        max_rows=getattr(parts.data.sampler, "max_rows", None),
         lora=lora_of(cfg.model),
         precision=str(cfg.trainer.precision),
     )

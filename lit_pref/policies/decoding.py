@@ -22,7 +22,9 @@ __all__ = [
     "enter_shared",
     "keep_rows",
     "prefill_padded",
+    "logits_of_row",
     "rows_that_fit",
+    "rows_within",
     "step",
     "step_shared",
 ]
@@ -139,9 +141,18 @@ def rows_that_fit(model: Any, tokens: int) -> int:
     weight = next(model.parameters())
     single = 4 if weight.device.type == "cpu" else weight.element_size()
     token = 2 * config.num_hidden_layers * keys * size * single
-    logits = 3 * 4 * config.vocab_size  # logits, probabilities, and one of them on the way
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    fitting = max(MEMORY, weights // 2) // (tokens * token + logits)
+    return rows_within(weights, tokens * token + logits_of_row(config.vocab_size))
+
+
+def logits_of_row(vocab_size: int) -> int:
+    """Bytes of a row's logits, its probabilities, and one of them on the way."""
+    return 3 * 4 * vocab_size
+
+
+def rows_within(weights: int, row: int) -> int:
+    """Rows that are decoded at a time, from the bytes of the weights and those that a row takes."""
+    fitting = max(MEMORY, weights // 2) // row
     return max(min(fitting, MOST_ROWS), LEAST_ROWS)
 
 

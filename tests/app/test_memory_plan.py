@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_pref.app.memory_plan import Choices, Work, plan_memory
 from lit_pref.engine import available
 from lit_pref.engine.head import head_bytes
+from lit_pref.policies import HFPolicy
 from lit_pref.policies.footprint import Footprint, footprint
 from lit_pref.policies.lora import LoRA
 from lit_pref.policies.models import random_model, tiny
@@ -44,7 +46,6 @@ def test_the_parts_by_hand():
     assert step["reference"] == 0
     sampling = planned()["sampling"]
     assert sampling["cache of 4 rows"] == int(4 * 12 * 3 * 1.25) and sampling["gradients"] == 1000
-    from dataclasses import replace
 
     parts = planned(replace(CHOICES, micro_batch_tokens=50))["training step"]
     assert parts["activations of 50 tokens"] == 350 and parts["gradients"] == 1000 + 100
@@ -245,3 +246,14 @@ def test_the_budget_of_micro_batches_reaches_the_data(tmp_path):
                  f"paths.cache_dir={tmp_path}"]
             )  # fmt: skip
         assert build(cfg).data.micro_batch_tokens == 77
+
+
+def test_without_max_rows_the_plan_has_the_rows_that_the_sampler_takes():
+    """The same rule in the plan, which has no weights yet, and in the loaded policy."""
+    policy = HFPolicy(tiny())
+    found = footprint(policy.spec, group=(8, (8, 8)), path=policy.path)
+    work = Work(prompt=8, answers=(8, 8), batch=24, rows=10**6, sampled=2000)
+    choices = replace(CHOICES, max_rows=None)
+    plan = plan_memory(found, work, choices, program=0, moments=2, reference="none")
+    policy.load()
+    assert f"cache of {policy.rows_that_fit(2000)} rows" in plan.phases["sampling"]
