@@ -116,6 +116,7 @@ def plan_memory(
     moments: int,
     reference: str,
     processes: int = 1,
+    packed: bool = False,
 ) -> MemoryPlan:
     """Add up what each phase of a run needs.
 
@@ -127,6 +128,7 @@ def plan_memory(
         moments: copies of the gradients that the optimizer keeps (AdamW: 2).
         reference: ``none``, ``memory`` (a copy is held), or ``file`` (there only while it works).
         processes: with more than one, gradients are held once more, in buckets.
+        packed: sampling packs weights, as it does on a processor.
     """
     budget = min(choices.micro_batch_tokens or work.batch, work.batch)
     tokens = max(budget, work.group)
@@ -156,7 +158,7 @@ def plan_memory(
         noting["reference"] = found.weights
     noting[f"forward of {quiet} tokens"] = int(quiet * found.again)
     noting["logits"] = head_bytes(int(quiet * responses / tokens), found.vocab_size, grad=False)
-    sampling = {**held, "gradients": gradients}
+    sampling = {**held, "gradients": gradients, "packed weights": found.packed if packed else 0}
     sampling[f"cache of {rows} rows"] = int(rows * work.sampled * found.cache_per_token * 1.25)
     sampling["logits"] = rows * logits_of_row(found.vocab_size)
     phases = {"training step": training, "reference pass": noting, "sampling": sampling}
@@ -268,6 +270,7 @@ class _Planner:
         return plan_memory(
             found, self.work, choices, program=self._program, moments=self.facts["moments"],
             reference=reference, processes=self.facts["processes"],
+            packed=self.device.type == "cpu",
         )  # fmt: skip
 
     def remedies(self) -> Iterator[Choices]:

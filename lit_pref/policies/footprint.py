@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from lit_pref.engine import attention
 from lit_pref.engine.forward import Path, hf_token_stats
+from lit_pref.engine.packed_weights import packed_bytes
 from lit_pref.policies.lora import LoRA
 from lit_pref.policies.prepare import recompute_activations, switch_dropout_off
 from lit_pref.policies.spec import ModelSpec
@@ -45,6 +46,7 @@ class Footprint:
         again: what one layer needs for each token, made again in backward with checkpointing and
             alive for a moment in a forward without gradient.
         cache_per_token: keys and values of one position in sampling.
+        packed: copies of weights that decoding on a processor makes.
     """
 
     weights: int
@@ -55,6 +57,7 @@ class Footprint:
     per_token: float
     again: float
     cache_per_token: int
+    packed: int = 0
 
 
 def footprint(
@@ -111,6 +114,7 @@ def footprint(
         per_token=(kept - fixed) / tokens,
         again=again,
         cache_per_token=_cache_per_token(spec.config, dtype or spec.dtype),
+        packed=packed_bytes(model),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, get_args
 
 from lit_pref.engine.decode import DecodedRow, decode
+from lit_pref.engine.packed_weights import packed_weights
 from lit_pref.functional.rng import uniforms
 from lit_pref.policies.sharding import gathered, is_sharded
 from lit_pref.sampling.precision import Precision, check_precision, faster_precision, rounded
@@ -149,7 +150,8 @@ class NativeSampler:
         if self.refill and responses <= most and getattr(policy, "can_enter", False):
             chunk, width = max(len(order), 1), most
         by_place: dict[int, Group] = {}
-        with gathered(policy):  # once, however many steps each process decodes
+        # both once, however many steps each process decodes
+        with gathered(policy), packed_weights(policy, tokens=self.max_new_tokens):
             for start in range(0, len(order), chunk):
                 part = order[start : start + chunk]
                 rows: list[dict[int, DecodedRow]] = [{} for _ in part]

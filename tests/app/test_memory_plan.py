@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_pref.app.memory_plan import Choices, Work, plan_memory
 from lit_pref.engine import available
 from lit_pref.engine.head import head_bytes
+from lit_pref.engine.packed_weights import packed_bytes
 from lit_pref.policies import HFPolicy
 from lit_pref.policies.footprint import Footprint, footprint
 from lit_pref.policies.lora import LoRA
@@ -23,7 +24,7 @@ from lit_pref.policies.tokenizer import byte_tokenizer
 MIB = 2**20
 FOUND = Footprint(
     weights=1000, trainable=1000, table=100, vocab_size=10, fixed=0, per_token=7.0, again=2.0,
-    cache_per_token=3,
+    cache_per_token=3, packed=400,
 )  # fmt: skip
 WORK = Work(prompt=6, answers=(2, 2), batch=100, rows=8, sampled=12)
 CHOICES = Choices(
@@ -46,6 +47,9 @@ def test_the_parts_by_hand():
     assert step["reference"] == 0
     sampling = planned()["sampling"]
     assert sampling["cache of 4 rows"] == int(4 * 12 * 3 * 1.25) and sampling["gradients"] == 1000
+    assert sampling["packed weights"] == 0 and planned(packed=True)["sampling"][
+        "packed weights"
+    ] == 400
 
     parts = planned(replace(CHOICES, micro_batch_tokens=50))["training step"]
     assert parts["activations of 50 tokens"] == 350 and parts["gradients"] == 1000 + 100
@@ -58,9 +62,9 @@ def test_the_parts_by_hand():
     assert mapped["training step"]["reference"] == 0 != mapped["reference pass"]["reference"]
 
 
-def small(**more):
+def small(vocab_size=259, **more):
     return LlamaConfig(
-        vocab_size=259, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+        vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
         bos_token_id=None, eos_token_id=258, pad_token_id=257, **more,
     )  # fmt: skip
@@ -77,6 +81,10 @@ def test_the_footprint_of_weights_is_that_of_the_model(tied):
     assert found.cache_per_token == 3 * 2 * 2 * 16 * 4
     half = footprint(spec, group=(4, (4, 4)), dtype=torch.bfloat16)
     assert half.weights == size // 2
+    assert found.packed == 0  # layers this small stay as they are
+    wide = random_model("wide", small(tie_word_embeddings=tied, vocab_size=1024), seed=0)
+    model = wide.load()
+    assert footprint(wide, group=(4, (4, 4))).packed == packed_bytes(model) == 1024 * 64 * 4
 
 
 def kept_by_autograd(spec, group, **options):
