@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_pref.app.build import build, trainer_of
 from lit_pref.app.memory_plan import MemoryPlan, check_memory
+from lit_pref.app.precision import settle_precision
 from lit_pref.engine.allocator import keep_freed_memory
 from lit_pref.engine.forward import micro_batches
 from lit_pref.engine.layout import prefer_packed
@@ -120,6 +121,7 @@ def measure(cfg: DictConfig, steps: int) -> str:
         keep_freed_memory()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    settle_precision(cfg)
     L.seed_everything(cfg.seed, workers=False, verbose=False)
     parts = build(cfg)
     plan = check_memory(cfg, parts)
@@ -148,6 +150,7 @@ def _lines(
         f"{'tokens a second':24} {meter.tokens / seconds:.0f} (prompts counted once), "
         f"{meter.responses / seconds:.0f} of responses"
     )
+    yield f"{'precision':24} {trainer.precision}"
     yield f"{'useful positions':24} {meter.tokens / meter.positions:.1%} of those computed"
     yield from _utilisation(meter, phases, parts.policy)
     yield ""

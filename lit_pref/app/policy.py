@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from lit_pref.app.build import make_reward, task_and_policy
+from lit_pref.app.precision import settle_precision
 from lit_pref.app.prepare import plan, prepare
 from lit_pref.app.request import Request, Source
 from lit_pref.callbacks import newest_checkpoint
@@ -271,6 +272,7 @@ class PolicyWork(L.LightningModule):
 
 def work_on(cfg: DictConfig, module: PolicyWork) -> Any:
     """Run the work under the Trainer of ``cfg.trainer``; its result."""
+    settle_precision(cfg)
     options = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(options, dict)
     names = ("accelerator", "devices", "num_nodes", "precision", "strategy", "deterministic")

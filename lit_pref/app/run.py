@@ -19,6 +19,7 @@ from lit_pref.app.isolation import isolated
 from lit_pref.app.launch import LaunchedProcess, process_count, run_processes
 from lit_pref.app.memory_plan import check_memory
 from lit_pref.app.outcome import Outcome
+from lit_pref.app.precision import settle_precision
 from lit_pref.app.prepare import PreparationFailed, plan, prepare
 from lit_pref.app.processes import is_main, started_by
 from lit_pref.app.record import Summary, correct_summary, write_config
@@ -61,13 +62,18 @@ def run_job(cfg: DictConfig, folder: Path, *, resume: bool = False) -> Outcome:
 
 
 def _prepared(cfg: DictConfig, folder: Path, *, resume: bool) -> Outcome:
-    """Make the runs that the task needs, and put their folders into the configuration."""
-    if OmegaConf.select(cfg, "task.prepare") is None and cfg.reward.name != "prepared":
+    """Put into the configuration what it leaves open: precision, folders of prepared runs.
+
+    The runs that the task needs are made.
+    """
+    prepares = OmegaConf.select(cfg, "task.prepare") is not None or cfg.reward.name == "prepared"
+    if not prepares and str(cfg.trainer.precision) != "auto":
         return Outcome("finished", 0)
 
     def work(summary: Summary) -> None:
         before = OmegaConf.to_yaml(cfg)
-        missing = plan(cfg)
+        settle_precision(cfg)
+        missing = plan(cfg) if prepares else []
         if is_main() and OmegaConf.to_yaml(cfg) != before:  # a resumed run reads it there
             write_config(cfg, folder)
         prepare(missing)

@@ -64,6 +64,13 @@ def run_sweep(arguments: Sequence[str]) -> int:
         Refusal: the sweep as a whole cannot work.
     """
     _folder.clear()
+    for argument in arguments:
+        if argument.lstrip("+").startswith("trainer.precision=") and "auto" in argument:
+            raise Refusal(
+                "a sweep compares runs of one precision, and trainer.precision=auto may find "
+                "another for some of them; give 32-true or bf16-mixed (lit-pref bench "
+                "trainer.precision=auto says which is faster here)"
+            )
     stopped = code = 0
     try:
         _launch(list(arguments))

@@ -15,11 +15,12 @@ sys.path.insert(0, KIT)
 import common  # noqa: E402  (it notes when the process started: before torch)
 
 PRECISION = {0: "32-true", 1: "bf16-mixed"}
+AUTO = -1
 
 
 def flags(doc, **defaults):
     p = common.parser(doc, **defaults)
-    p.add_argument("--bf16", type=int, default=0, help="bf16 autocast")
+    p.add_argument("--bf16", type=int, default=0, help="bf16 autocast; -1: where it is faster")
     p.add_argument("--gc", type=int, default=0, help="gradient checkpointing")
     p.add_argument("--path", default="auto", choices=["auto", "packed", "padded"])
     p.add_argument(
@@ -39,7 +40,12 @@ def start(a):
         from lit_pref.engine.allocator import keep_freed_memory
 
         keep_freed_memory()
-    return common.setup_torch(a)
+    torch = common.setup_torch(a)
+    if a.bf16 == AUTO:
+        from lit_pref.app.precision import faster_precision
+
+        a.bf16 = int(faster_precision(torch.device(a.device)) == PRECISION[1])
+    return torch
 
 
 def policy_of(a):

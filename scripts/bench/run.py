@@ -39,7 +39,7 @@ TABLE = {
     ),
     "dpo_smollm2_defaults": (
         f"trl_dpo.py {LARGE} --bf16 1 --gc 1", f"{DPO_FLOOR} {LARGE} --dtype bf16",
-        f"our_dpo.py {LARGE} --bf16 1", "step_s", None, 4.5,
+        f"our_dpo.py {LARGE} --bf16 -1", "step_s", None, 4.5,
     ),
     "grpo_tiny": (
         f"trl_online.py {ON_TINY}", f"raw_grpo.py {ON_TINY}", f"our_online.py {ON_TINY}",

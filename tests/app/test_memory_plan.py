@@ -47,9 +47,10 @@ def test_the_parts_by_hand():
     assert step["reference"] == 0
     sampling = planned()["sampling"]
     assert sampling["cache of 4 rows"] == int(4 * 12 * 3 * 1.25) and sampling["gradients"] == 1000
-    assert sampling["packed weights"] == 0 and planned(packed=True)["sampling"][
-        "packed weights"
-    ] == 400
+    assert (
+        sampling["packed weights"] == 0
+        and planned(packed=True)["sampling"]["packed weights"] == 400
+    )
 
     parts = planned(replace(CHOICES, micro_batch_tokens=50))["training step"]
     assert parts["activations of 50 tokens"] == 350 and parts["gradients"] == 1000 + 100
