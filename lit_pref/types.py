@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.errors import Refusal
+from lit_pref.transfer import moved, sent
 
 __all__ = [
     "Batch",
@@ -261,7 +262,7 @@ class FlatTokens:
     def owner(self) -> Tensor:
         """[T] index of the response that owns each response token."""
         device = self.response_ids.device
-        counts = torch.tensor(self.lengths, device=device, dtype=torch.long)
+        counts = sent(self.lengths, device, torch.long)
         index = torch.arange(len(self.lengths), device=device)
         return torch.repeat_interleave(index, counts, output_size=sum(self.lengths))
 
@@ -280,8 +281,8 @@ class FlatTokens:
     def to(self, device: torch.device | str) -> FlatTokens:
         return replace(
             self,
-            prompt_ids=self.prompt_ids.to(device, non_blocking=True),
-            response_ids=self.response_ids.to(device, non_blocking=True),
+            prompt_ids=moved(self.prompt_ids, device),
+            response_ids=moved(self.response_ids, device),
         )
 
 
@@ -334,10 +335,10 @@ class View:
 
     def to(self, device: torch.device | str) -> View:
         def move(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {k: v.to(device, non_blocking=True) for k, v in columns.items()}
+            return {k: moved(v, device) for k, v in columns.items()}
 
         return View(
-            pairs=None if self.pairs is None else self.pairs.to(device, non_blocking=True),
+            pairs=None if self.pairs is None else moved(self.pairs, device),
             pair=move(self.pair),
             response=move(self.response),
             token=move(self.token),

@@ -12,22 +12,23 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ALLOWED = {
     "errors": set(),
-    "types": {"errors"},
-    "functional": {"errors", "types"},
-    "metrics": {"errors", "types", "functional"},
-    "engine": {"errors", "types", "functional"},
-    "policies": {"errors", "types", "functional", "engine"},
-    "rewards": {"errors", "types", "functional", "engine", "policies"},
-    "sampling": {"errors", "types", "functional", "engine", "policies"},
-    "formats": {"errors", "types", "functional"},
-    "tasks": {"errors", "types", "functional", "formats"},
-    "data": {"errors", "types", "functional", "formats", "tasks", "rewards"},
-    "objectives": {"errors", "types", "functional", "engine", "policies", "metrics"},
+    "transfer": set(),
+    "types": {"errors", "transfer"},
+    "functional": {"errors", "transfer", "types"},
+    "metrics": {"errors", "transfer", "types", "functional"},
+    "engine": {"errors", "transfer", "types", "functional"},
+    "policies": {"errors", "transfer", "types", "functional", "engine"},
+    "rewards": {"errors", "transfer", "types", "functional", "engine", "policies"},
+    "sampling": {"errors", "transfer", "types", "functional", "engine", "policies"},
+    "formats": {"errors", "transfer", "types", "functional"},
+    "tasks": {"errors", "transfer", "types", "functional", "formats"},
+    "data": {"errors", "transfer", "types", "functional", "formats", "tasks", "rewards"},
+    "objectives": {"errors", "transfer", "types", "functional", "engine", "policies", "metrics"},
     "callbacks": {
-        "errors", "types", "functional", "formats", "tasks", "data", "metrics", "rewards", "policies",
+        "errors", "transfer", "types", "functional", "formats", "tasks", "data", "metrics", "rewards", "policies",
         "engine", "sampling",
     },
-    "report": {"errors", "types", "functional", "metrics"},
+    "report": {"errors", "transfer", "types", "functional", "metrics"},
 }  # fmt: skip
 FREE = {"app", "testing", "__init__"}
 

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -36,6 +36,7 @@ class MetricsCSV(Logger):
         self.columns: list[str] = list(FIRST)
         self.rows = 0
         self.pending: dict[str, float] = {}
+        self._file: TextIO | None = None  # open for the next row
 
     @property
     def name(self) -> str:
@@ -69,6 +70,7 @@ class MetricsCSV(Logger):
     def finalize(self, status: str) -> None:
         if self.pending:
             self._write_pending()
+        self._close()
 
     def start(self) -> None:
         """Begin an empty file."""
@@ -106,12 +108,20 @@ class MetricsCSV(Logger):
             self.columns += new
             self._replace([row + [""] * len(new) for row in old])
         row = [_cell(self.pending[c]) if c in self.pending else "" for c in self.columns]
-        with self.path.open("a", newline="") as file:
-            file.write(_line(row))
+        if self._file is None:
+            self._file = self.path.open("a", newline="")
+        self._file.write(_line(row))
+        self._file.flush()
         self.rows += 1
         self.pending = {}
 
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def _replace(self, rows: list[list[str]]) -> None:
+        self._close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".csv.part")
         text = _line(self.columns) + "".join(_line(row) for row in rows)

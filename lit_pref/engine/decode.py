@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_pref.transfer import sent
 from lit_pref.types import Policy
 
 __all__ = ["DecodedRow", "decode", "sample_tokens", "truncated_log_probs"]
@@ -173,7 +174,7 @@ def decode(
     logits, state = policy.prefill(prompts[:first], copies)
     device = logits.device
     uniforms = uniforms.to(device)
-    ends = torch.tensor(sorted(end_ids), device=device, dtype=torch.long)
+    ends = sent(sorted(end_ids), device, torch.long)
     begun = logits.shape[0]
     rows = torch.arange(begun, device=device)
     ages = torch.zeros_like(rows)

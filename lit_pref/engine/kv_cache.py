@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lit_pref.transfer import sent
+
 __all__ = ["SharedCache"]
 
 ROOM = 64
@@ -143,13 +145,13 @@ class SharedCache:
         self.prompt_lengths = [self.prompt_lengths[p] for p in live]
         longest = max(self.prompt_lengths, default=0)
         for layer in self.layers:
-            index = torch.tensor(live, device=layer.keys.device, dtype=torch.long)
+            index = sent(live, layer.keys.device, torch.long)
             layer.prompt_keys = layer.prompt_keys[:, :, :longest].index_select(0, index)
             layer.prompt_values = layer.prompt_values[:, :, :longest].index_select(0, index)
 
     def _move_rows(self) -> None:
         for layer in self.layers:
-            index = torch.tensor(self._slot_of, device=layer.keys.device, dtype=torch.long)
+            index = sent(self._slot_of, layer.keys.device, torch.long)
             layer.keys = layer.keys.index_select(0, index)
             layer.values = layer.values.index_select(0, index)
         self._slots = len(self._slot_of)
@@ -204,7 +206,7 @@ class SharedCache:
             return None if values == list(range(count)) else tensor(values)
 
         def tensor(values: list[int]) -> Tensor:
-            return torch.tensor(values, device=device, dtype=torch.long)
+            return sent(values, device, torch.long)
 
         return _Places(
             copies=copies,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lit_pref.transfer import sent
 from lit_pref.types import FlatTokens
 
 __all__ = ["PackedLayout", "PaddedLayout", "pack", "pad", "prefer_packed"]
@@ -115,10 +116,10 @@ def pack(tokens: FlatTokens, *, final: bool = False) -> PackedLayout:
     flat_rows = [r for per_response in rows for r in per_response]
     return PackedLayout(
         input_ids=torch.cat(ids)[None],
-        position_ids=torch.tensor(positions, device=device)[None],
+        position_ids=sent(positions, device)[None],
         segments=segments,
-        rows=torch.tensor(flat_rows, device=device, dtype=torch.long),
-        final=torch.tensor(ends, device=device) if final else None,
+        rows=sent(flat_rows, device, torch.long),
+        final=sent(ends, device) if final else None,
     )
 
 
@@ -145,8 +146,8 @@ def pad(tokens: FlatTokens, *, pad_id: int = 0, final: bool = False) -> PaddedLa
     ends = [i * width + len(s) - 1 for i, s in enumerate(sequences)]
     return PaddedLayout(
         input_ids=input_ids,
-        rows=torch.tensor(rows, device=device, dtype=torch.long),
-        final=torch.tensor(ends, device=device) if final else None,
+        rows=sent(rows, device, torch.long),
+        final=sent(ends, device) if final else None,
     )
 
 

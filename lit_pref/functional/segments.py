@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_pref.transfer import sent
+
 __all__ = ["expand_segments", "segment_mean", "segment_sum", "suffix_sum"]
 
 
@@ -26,7 +28,7 @@ def segment_sum(values: Tensor, owner: Tensor, count: int) -> Tensor:
 
 def segment_mean(values: Tensor, owner: Tensor, lengths: Sequence[int]) -> Tensor:
     """Mean of each segment; 0 for an empty one (its length is taken as 1)."""
-    sizes = torch.tensor(list(lengths), device=values.device, dtype=values.dtype).clamp(min=1)
+    sizes = sent(list(lengths), values.device, values.dtype).clamp(min=1)
     return segment_sum(values, owner, len(lengths)) / sizes
 
 

@@ -25,6 +25,7 @@ from lit_pref.objectives.behaviour import finish_importance, track_behaviour, tr
 from lit_pref.objectives.evaluate import log_measures, predict_groups
 from lit_pref.objectives.forward import EngineForward
 from lit_pref.objectives.gradient_parts import gradient_parts
+from lit_pref.objectives.guard import StepGuard
 from lit_pref.objectives.optim import OptimizerSettings, SchedulerSettings, clip_gradients
 from lit_pref.objectives.run_data import data_of
 from lit_pref.objectives.step import backward, backward_coupled
@@ -44,13 +45,9 @@ from lit_pref.types import (
     View,
 )
 
-__all__ = ["NonFiniteGradients", "ObjectiveModule", "SharedArgs"]
+__all__ = ["ObjectiveModule", "SharedArgs"]
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteGradients(RuntimeError):
-    """Too many steps in a row had a gradient that is not a finite number."""
 
 
 class SharedArgs(TypedDict, total=False):
@@ -117,8 +114,7 @@ class ObjectiveModule(L.LightningModule):
         self.scheduler_settings = scheduler or SchedulerSettings()
         self.negative_weight = float(negative_weight)
         self.window = Window()
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
+        self.guard = StepGuard(self.optimizer_settings.max_skipped)
         self._lr = 0.0
         self.latest: dict[str, float] = {}
 
@@ -202,7 +198,8 @@ class ObjectiveModule(L.LightningModule):
         assert not isinstance(optimizer, list)
         self._lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
-        self.policy.train()
+        if not getattr(self.policy, "training", False):  # a walk over all modules
+            self.policy.train()
         if batch.counts["responses"] > 0:
             (backward_coupled if self.couples_batch else backward)(self, batch)
         self._update(optimizer, batch)
@@ -216,28 +213,9 @@ class ObjectiveModule(L.LightningModule):
         settings = self.optimizer_settings
         weights = (p for group in optimizer.param_groups for p in group["params"])
         norm = clip_gradients(weights, settings.clip_norm)
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            self._skipped_in_a_row = 0
-            self.window.add("grad_norm", norm)
-        else:
-            self.skipped_steps += 1
-            self._skipped_in_a_row += 1
-            log.warning(
-                "step %d skipped: the gradient is not finite (%d skipped so far)",
-                self.trainer.global_step,
-                self.skipped_steps,
-            )
-        if not finite or batch.counts["responses"] == 0:
-            # Without gradients an optimizer leaves weights and moments alone; the step counts.
-            optimizer.zero_grad(set_to_none=True)
-        optimizer.step()
-        if self._skipped_in_a_row > settings.max_skipped:
-            raise NonFiniteGradients(
-                f"{self._skipped_in_a_row} steps in a row had a gradient that is not finite "
-                f"(allowed: optimizer.max_skipped={settings.max_skipped}). Lower optimizer.lr "
-                f"(now {settings.lr}), set optimizer.clip_norm, or use precision=32-true."
-            )
+        if batch.counts["responses"] == 0:
+            optimizer.zero_grad(set_to_none=True)  # the optimizer does nothing; the step counts
+        self.guard.step(optimizer, norm, self.window, at=self.trainer.global_step)
 
     def compare_with_sampler(self, token_logps: Tensor, batch: Batch) -> None:
         """The policy now against the sampler, and against what produced the responses."""
@@ -269,7 +247,8 @@ class ObjectiveModule(L.LightningModule):
             names = sorted(set().union(*_from_all(names)))
         values = self.window.flush(self.sum_over_processes, names)
         finish_importance(values)
-        values["skipped_steps"] = float(self.skipped_steps)
+        self.guard.read(at=self.trainer.global_step)
+        values["skipped_steps"] = float(self.guard.skipped)
         progress = data_of(self.trainer).progress()
         for logger in self.trainer.loggers:
             logger.log_metrics({**progress, **values}, step=self.trainer.global_step)
@@ -359,7 +338,7 @@ class ObjectiveModule(L.LightningModule):
             "identity": self.identity(),
             "objective_state": self.objective_state(),
             "windows": _from_all({n: v.cpu() for n, v in self.window.state().items()}),
-            "skipped": [self.skipped_steps, self._skipped_in_a_row],
+            "skipped": self.guard.state(at=self.trainer.global_step),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -377,7 +356,7 @@ class ObjectiveModule(L.LightningModule):
         self.load_objective_state(saved["objective_state"])
         windows = saved["windows"]
         self.window.load(windows[self.global_rank] if self.global_rank < len(windows) else {})
-        self.skipped_steps, self._skipped_in_a_row = saved["skipped"]
+        self.guard.load(saved["skipped"])
 
 
 def _from_all(item: Any) -> list[Any]:

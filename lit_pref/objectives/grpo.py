@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -16,6 +15,7 @@ from lit_pref.functional.policy_gradient import (
 )
 from lit_pref.objectives.checks import choice, within
 from lit_pref.objectives.families.policy_gradient import PolicyGradientArgs, PolicyGradientModule
+from lit_pref.transfer import sent
 from lit_pref.types import FlatTokens, Needs, Policy, Refusal
 
 __all__ = ["GRPO"]
@@ -125,7 +125,7 @@ class GRPO(PolicyGradientModule):
     def token_loss(
         self, logps: Tensor, old_logps: Tensor, advantages: Tensor, tokens: FlatTokens
     ) -> Tensor:
-        lengths = torch.tensor(tokens.lengths, device=logps.device)
+        lengths = sent(tokens.lengths, logps.device)
         ratio = probability_ratio(logps, old_logps, tokens.owner(), lengths, level=self.ratio)
         self.track_ratio(ratio, self.epsilon_low, self.epsilon_high)
         bounds = {"low": self.epsilon_low, "high": self.epsilon_high}

@@ -19,6 +19,7 @@ from lit_pref.functional.policy_gradient import (
 from lit_pref.objectives.checks import choice, positive, within
 from lit_pref.objectives.families.policy_gradient import PolicyGradientArgs, PolicyGradientModule
 from lit_pref.policies.heads import ScalarHead
+from lit_pref.transfer import sent
 from lit_pref.types import (
     Batch,
     FlatTokens,
@@ -197,7 +198,7 @@ class PPO(PolicyGradientModule):
     def token_loss(
         self, logps: Tensor, old_logps: Tensor, advantages: Tensor, tokens: FlatTokens
     ) -> Tensor:
-        lengths = torch.tensor(tokens.lengths, device=logps.device)
+        lengths = sent(tokens.lengths, logps.device)
         ratio = probability_ratio(logps, old_logps, tokens.owner(), lengths, level="token")
         self.track_ratio(ratio, self.epsilon, self.epsilon)
         return clipped_policy_loss(ratio, advantages, low=self.epsilon, high=self.epsilon)
@@ -214,7 +215,7 @@ class PPO(PolicyGradientModule):
         )
         owner, count = batch.tokens.owner(), batch.counts["response/counted_tokens"]
         weight = batch.view.response["weight"].to(values)
-        lengths = torch.tensor(batch.tokens.lengths, device=values.device)
+        lengths = sent(batch.tokens.lengths, values.device)
         shares = token_weights(owner, lengths, weight, denominator="tokens", constant=None)
         self.window.add("value/loss", losses, shares)
         self.window.add("value/mean", values, shares)

@@ -12,6 +12,7 @@ from lit_pref.functional.advantages import group_zscore, leave_one_out, subtract
 from lit_pref.functional.policy_gradient import probability_ratio
 from lit_pref.objectives.checks import choice, positive
 from lit_pref.objectives.families.policy_gradient import PolicyGradientArgs, PolicyGradientModule
+from lit_pref.transfer import sent
 from lit_pref.types import Batch, FlatTokens, Needs, Policy, Round, TokenStats
 
 __all__ = ["REINFORCE"]
@@ -128,7 +129,7 @@ class REINFORCE(PolicyGradientModule):
     ) -> Tensor:
         if self.importance == "none":
             return -advantages * logps
-        lengths = torch.tensor(tokens.lengths, device=logps.device)
+        lengths = sent(tokens.lengths, logps.device)
         ratio = probability_ratio(
             logps.detach(), old_logps, tokens.owner(), lengths, level=self.importance
         )

@@ -6,10 +6,10 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_pref.objectives.families.paired import PairedModule, PairwiseArgs
+from lit_pref.transfer import sent
 from lit_pref.types import Batch, Needs, TokenStats
 
 __all__ = ["PairwiseArgs", "PairwiseModule", "Side", "reward_metrics"]
@@ -101,7 +101,7 @@ class PairwiseModule(PairedModule):
         logps = self.response_sums(stats.logps, tokens)
         ref = batch.notes.token.get("ref_logps")
         ref_logps = None if ref is None else self.response_sums(ref, tokens)
-        lengths = torch.tensor(tokens.lengths, device=logps.device)
+        lengths = sent(tokens.lengths, logps.device)
         assert batch.view.pairs is not None
 
         def side(index: Tensor) -> Side:

@@ -14,6 +14,7 @@ from lit_pref.functional.policy_gradient import k3_kl, token_weights
 from lit_pref.functional.segments import suffix_sum
 from lit_pref.objectives.base import ObjectiveModule, SharedArgs
 from lit_pref.objectives.checks import choice, within
+from lit_pref.transfer import sent
 from lit_pref.types import Batch, FlatTokens, Needs, Policy, Refusal, Round, TokenStats, View
 
 __all__ = ["Denominator", "KLIn", "PolicyGradientArgs", "PolicyGradientModule"]
@@ -205,7 +206,7 @@ class PolicyGradientModule(ObjectiveModule):
             losses = losses + self.kl_coef * k3_kl(logps, batch.notes.token["ref_logps"].to(logps))
         if stats.entropy is not None:
             losses = losses - self.entropy_coef * stats.entropy
-        lengths = torch.tensor(tokens.lengths, device=logps.device)
+        lengths = sent(tokens.lengths, logps.device)
         shares = token_weights(
             owner, lengths, weight, denominator=self.denominator, constant=self.max_tokens
         )

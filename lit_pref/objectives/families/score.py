@@ -15,6 +15,7 @@ from lit_pref.objectives.families.pairwise import reward_metrics
 from lit_pref.objectives.run_data import data_of
 from lit_pref.policies.heads import ScalarHead, freeze_output_layer
 from lit_pref.policies.scorer import save_scorer
+from lit_pref.transfer import sent
 from lit_pref.types import Batch, FlatTokens, Group, Needs, Policy, Refusal, TokenStats
 
 __all__ = ["ScoreModule"]
@@ -110,8 +111,8 @@ class ScoreModule(PairedModule):
             start += len(group.responses)
         sums = torch.zeros(4, device=self.device)
         if index:
-            at = torch.tensor(index, device=scores.device)
-            margin = torch.tensor(margins, device=scores.device).to(scores)
+            at = sent(index, scores.device)
+            margin = sent(margins, scores.device).to(scores)
             chosen, rejected = scores[at[:, 0]], scores[at[:, 1]]
             right = (chosen > rejected).to(scores) + 0.5 * (chosen == rejected).to(scores)
             losses = self.score_loss(chosen, rejected, margin=margin)

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from lit_pref.functional.pairing import order_scores
 from lit_pref.objectives.base import ObjectiveModule, SharedArgs
 from lit_pref.objectives.checks import choice
+from lit_pref.transfer import sent
 from lit_pref.types import Batch, Group, Needs, Policy, Round, TokenStats, View
 
 __all__ = ["Denominator", "SupervisedArgs", "SupervisedModule", "group_scores"]
@@ -100,7 +101,7 @@ class SupervisedModule(ObjectiveModule):
         logps = self.response_sums(stats.logps, batch.tokens)
         weight = batch.view.response["weight"].to(logps)
         coefficient = batch.view.response["coefficient"].to(logps)
-        lengths = torch.tensor(batch.tokens.lengths, device=logps.device, dtype=logps.dtype)
+        lengths = sent(batch.tokens.lengths, logps.device, logps.dtype)
         self.window.add_all({"logps/mean": logps, "weights/mean": coefficient}, weight)
         imitated = logps.detach() * weight
         self.window.add_total("nll", -imitated.sum(), (lengths * weight).sum())
