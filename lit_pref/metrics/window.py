@@ -38,9 +38,7 @@ class Window:
             items: by glossary name; all of one device, of one shape or one item.
             weights: as in ``add``.
         """
-        first = next(iter(items.values()))
-        # float64, so that long windows lose nothing; MPS has none
-        dtype = torch.float32 if first.device.type == "mps" else torch.float64
+        dtype = _wide(next(iter(items.values())))
         with torch.no_grad():
             rows = torch.broadcast_tensors(*(v.reshape(-1).to(dtype) for v in items.values()))
             values = torch.stack(rows)
@@ -56,7 +54,7 @@ class Window:
 
     def add_total(self, name: str, total: Tensor, count: Tensor | float) -> None:
         """Add a sum and the number of items it is over, both scalars."""
-        total = total.detach()
+        total = total.detach().to(_wide(total))
         self._add_rows([name], torch.stack([total, torch.as_tensor(count).to(total)])[None])
 
     def _add_rows(self, names: Sequence[str], rows: Tensor) -> None:
@@ -110,6 +108,11 @@ class Window:
     def load(self, state: dict[str, Tensor]) -> None:
         """Inverse of ``state``."""
         self._totals, self._numbers = dict(state), {}
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    """float64, so that long windows lose nothing and all processes hold the same; MPS has none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def _together(totals: Sequence[Tensor | None]) -> Tensor:
