@@ -66,6 +66,12 @@ class RoundCallback(L.Callback):
                     f"trainer.{name}={value} does not apply (an optimizer step is one batch of "
                     f"groups, optimised manually); use {instead} instead"
                 )
+        if trainer.precision in ("16-mixed", "16-true"):
+            raise Refusal(
+                f"trainer.precision={trainer.precision}: half precision with loss scaling is not "
+                "supported (gradients would be clipped while they are scaled); use bf16-mixed or "
+                "32-true"
+            )
         # set by Lightning, not declared
         every: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if every != 1:
