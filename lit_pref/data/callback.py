@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from lit_pref.data.checks import reuse_warning
+from lit_pref.data.checks import reuse_warning, sampling_warning
 from lit_pref.data.datamodule import RoundDataModule
 from lit_pref.types import Refusal
 
@@ -39,9 +39,10 @@ class RoundCallback(L.Callback):
             )
         self._check(trainer, data)
         data.check(data.client)
-        warning = reuse_warning(data, data.client)
-        if warning is not None and trainer.is_global_zero:
-            log.warning(warning)
+        for warning_of in (reuse_warning, sampling_warning):
+            warning = warning_of(data, data.client)
+            if warning is not None and trainer.is_global_zero:
+                log.warning(warning)
         data.armed = False
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
