@@ -32,6 +32,7 @@ from lit_pref.data.evaluation import (
     win_shares,
 )
 from lit_pref.data.generate import generate_groups
+from lit_pref.functional.pairing import order_scores
 from lit_pref.functional.statistics import mean_interval, wilson_interval
 from lit_pref.report.table import number
 from lit_pref.tasks.base import Task
@@ -229,13 +230,19 @@ class _Evaluation:
 
 
 def _chosen_first(groups: Iterable[Group]) -> Iterator[Group]:
-    """The pairs among stored groups (first and last rank), the chosen response first."""
+    """Best and last response of stored groups by rank, reward or label; ties give no pair."""
     for group in groups:
-        ranked = [r for r in group.responses if r.rank is not None]
-        if len(ranked) < 2:
+        scores = order_scores(
+            [r.rank for r in group.responses],
+            [r.reward for r in group.responses],
+            [r.label for r in group.responses],
+        )
+        if not scores or max(scores) == min(scores):
             continue
-        ranked.sort(key=lambda r: r.rank)  # type: ignore[arg-type, return-value]
-        yield Group(prompt=group.prompt, responses=[ranked[0], ranked[-1]])
+        best = scores.index(max(scores))
+        last = max(n for n, score in enumerate(scores) if score == min(scores))
+        pair = [group.responses[best], group.responses[last]]
+        yield Group(prompt=group.prompt, responses=pair)
 
 
 def _entry(mean: float, interval: tuple[float, float]) -> dict[str, Any]:

@@ -98,7 +98,9 @@ class RunFiles(L.Callback):
             variance = sum((r - mean) ** 2 for r in rewards) / len(rewards)
             values["round/reward"], values["round/reward_std"] = mean, variance**0.5
             spread = [{r.reward for r in g.responses} for g in round.groups]
-            values["round/no_signal"] = sum(len(s) == 1 for s in spread) / len(spread)
+            spread = [s for s in spread if None not in s]  # ranks or labels are signal too
+            if spread:
+                values["round/no_signal"] = sum(len(s) == 1 for s in spread) / len(spread)
         data = trainer.datamodule
         for logger in trainer.loggers:
             logger.log_metrics({**data.progress(), **values}, step=trainer.global_step)

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from lit_pref.data.checks import reuse_warning
+from lit_pref.data.checks import reuse_warning, sampling_warning
 from lit_pref.data.datamodule import RoundDataModule
 from lit_pref.types import Refusal
 
@@ -39,9 +39,10 @@ class RoundCallback(L.Callback):
             )
         self._check(trainer, data)
         data.check(data.client)
-        warning = reuse_warning(data, data.client)
-        if warning is not None and trainer.is_global_zero:
-            log.warning(warning)
+        for warning_of in (reuse_warning, sampling_warning):
+            warning = warning_of(data, data.client)
+            if warning is not None and trainer.is_global_zero:
+                log.warning(warning)
         data.armed = False
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -66,6 +67,12 @@ class RoundCallback(L.Callback):
                     f"trainer.{name}={value} does not apply (an optimizer step is one batch of "
                     f"groups, optimised manually); use {instead} instead"
                 )
+        if trainer.precision in ("16-mixed", "16-true"):
+            raise Refusal(
+                f"trainer.precision={trainer.precision}: half precision with loss scaling is not "
+                "supported (gradients would be clipped while they are scaled); use bf16-mixed or "
+                "32-true"
+            )
         # set by Lightning, not declared
         every: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if every != 1:

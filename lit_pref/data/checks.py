@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_combination", "check_sizes", "fresh_per_batch", "need_reward", "reuse_warning",
+    "sampling_warning",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -189,4 +190,23 @@ def reuse_warning(data: RoundDataModule, client: RoundClient) -> str | None:
         f"{type(client).__name__} is right for samples that are used once, and "
         f"data.reuse={data.reuse} uses each {data.reuse} times: its gradient is biased from the "
         f"second pass on. To avoid it, {otherwise}use data.reuse=1."
+    )
+
+
+def sampling_warning(data: RoundDataModule, client: RoundClient) -> str | None:
+    """What to say of samples that are not of the policy itself, with a loss that is right for such.
+
+    None for nothing. A warning and no refusal, as for ``reuse_warning``.
+    """
+    if not client.needs.fresh or not data.fresh_groups:
+        return None
+    values = {name: getattr(data.sampler, name, 1.0) for name in ("temperature", "top_p")}
+    odd = [f"sampler.{name}={value:g}" for name, value in values.items() if value != 1.0]
+    if not odd:
+        return None
+    otherwise = f"set {client.needs.unless}, or " if client.needs.unless else ""
+    return (
+        f"{type(client).__name__} is right for samples of the policy itself, and {', '.join(odd)} "
+        "samples from another distribution: its gradient is biased. To avoid it, "
+        f"{otherwise}use sampler.temperature=1 and sampler.top_p=1."
     )

@@ -18,6 +18,11 @@ BUDGET_BYTES = 512 * 1024**2
 """Float32 logits up to this size are kept for backward; larger ones are made again, in chunks."""
 CHUNKS = 8
 """A chunk of logits is this part of the budget; at the peak two or three of them are alive."""
+SUMMED = 16
+"""Chunks whose gradients of half-precision weights are summed apart.
+
+Each sum is rounded to 8 or 11 bits: of hundreds of them in a row the later ones would be lost.
+"""
 
 
 class HeadForm(NamedTuple):
@@ -149,7 +154,9 @@ class _ChunkedHead(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         has_bias = bias is not None and ctx.needs_input_grad[2]
-        grad_bias = torch.zeros_like(bias) if has_bias else None
+        grad_bias = torch.zeros_like(bias, dtype=norms.dtype) if has_bias else None
+        half = weight.dtype != norms.dtype and count > SUMMED * chunk
+        some = torch.zeros_like(weight) if half and grad_weight is not None else None
         apart = ctx.keep or form.cap is not None or ent is not None or weight.dtype != norms.dtype
         made = hidden.new_empty(0 if ctx.keep else min(chunk, count), len(weight))
         work = norms.new_empty(min(chunk, count) if apart else 0, len(weight))
@@ -171,10 +178,16 @@ class _ChunkedHead(torch.autograd.Function):
             )
             grad = form.pull_back(grad, logits, in_place=not ctx.keep).to(weight.dtype)
             torch.mm(grad, weight, out=grad_hidden[part])
-            if grad_weight is not None:
+            if grad_weight is not None and some is not None:
+                some.addmm_(grad.T, hidden[part])
+                if part.stop == count or part.stop % (SUMMED * chunk) == 0:
+                    grad_weight += some
+                    some.zero_()
+            elif grad_weight is not None:
                 grad_weight.addmm_(grad.T, hidden[part])
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
+                grad_bias += grad.sum(0, dtype=norms.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, *[None] * 6
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_pref.functional.segments import segment_sum
+from lit_pref.functional.segments import segment_sum, segment_varies
 
 __all__ = [
     "generalised_advantages",
@@ -68,7 +68,8 @@ def group_zscore(
     centred = subtract_group_mean(rewards, group, count)
     squares = segment_sum(centred.square(), group, count)
     std = (squares / (size - correction).clamp(min=1)).sqrt()[group]
-    return centred / (std + eps)
+    # equal rewards leave the rounding error of their mean, which a small eps would make large
+    return centred / (std + eps) * segment_varies(rewards, group, count)[group]
 
 
 def whiten(values: Tensor, *, shift: bool = True, eps: float = 1e-8) -> Tensor:

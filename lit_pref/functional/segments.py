@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_pref.transfer import sent
 
-__all__ = ["expand_segments", "segment_mean", "segment_sum", "suffix_sum"]
+__all__ = ["expand_segments", "segment_mean", "segment_sum", "segment_varies", "suffix_sum"]
 
 
 def segment_sum(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -30,6 +30,20 @@ def segment_mean(values: Tensor, owner: Tensor, lengths: Sequence[int]) -> Tenso
     """Mean of each segment; 0 for an empty one (its length is taken as 1)."""
     sizes = sent(list(lengths), values.device, values.dtype).clamp(min=1)
     return segment_sum(values, owner, len(lengths)) / sizes
+
+
+def segment_varies(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Whether a segment holds two different numbers, [count]; exact, unlike a deviation above 0.
+
+    Example:
+        >>> segment_varies(torch.tensor([0.1, 0.1, 0.2]), torch.tensor([0, 0, 0]), 2).tolist()
+        [True, False]
+    """
+    ends = [
+        values.new_zeros(count).scatter_reduce(0, owner, values, how, include_self=False)
+        for how in ("amin", "amax")
+    ]
+    return ends[0] != ends[1]
 
 
 def suffix_sum(values: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_pref.functional.segments import segment_sum
+from lit_pref.functional.segments import segment_sum, segment_varies
 
 __all__ = [
     "Normalise",
@@ -52,7 +52,7 @@ def exp_weights(rewards: Tensor, *, temperature: float, clip: float | None = Non
 def normalise_rewards(
     rewards: Tensor, group: Tensor, count: int, *, how: Normalise, counted: Tensor
 ) -> Tensor:
-    """Rewards as they are, or their z-scores (population deviation, plus 1e-12).
+    """Rewards as they are, or their z-scores (population deviation, plus 1e-12); 0 of equal ones.
 
     Args:
         rewards: [B].
@@ -72,7 +72,9 @@ def normalise_rewards(
     mean = segment_sum(rewards * share, owner, count) / size
     centred = (rewards - mean[owner]) * share
     deviation = (segment_sum(centred.square(), owner, count) / size).sqrt()
-    return centred / (deviation[owner] + 1e-12)
+    # equal rewards leave the rounding error of their mean, which 1e-12 would make large
+    varies = segment_varies(rewards[counted], owner[counted], count)[owner]
+    return centred / (deviation[owner] + 1e-12) * varies
 
 
 def top_k_mask(scores: Sequence[float], k: int) -> list[bool]:

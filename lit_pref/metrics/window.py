@@ -142,5 +142,5 @@ class Window:
 
 
 def _exact(values: Tensor) -> torch.dtype:
-    """float64, so that long windows lose nothing; MPS has none."""
+    """float64, so that long windows lose nothing and all processes hold the same; MPS has none."""
     return torch.float32 if values.device.type == "mps" else torch.float64

@@ -15,7 +15,7 @@ from lit_pref.objectives.families.pairwise import (
     Side,
     reward_metrics,
 )
-from lit_pref.types import Needs, Policy, Refusal
+from lit_pref.types import Needs, Policy, Refusal, Round, View
 
 __all__ = ["AOT"]
 
@@ -35,7 +35,7 @@ class AOT(PairwiseModule):
         **shared: see ``PairwiseModule``.
 
     Raises:
-        Refusal: an argument out of range, or no reference.
+        Refusal: an argument out of range, no reference, or groups of different weights.
     """
 
     needs = Needs(pairs=True, reference=True, responses=2)
@@ -69,6 +69,17 @@ class AOT(PairwiseModule):
                 "objective.pair_mean=group cannot go with aot: ranks are over all pairs of the "
                 "batch, whatever their group; use objective.pair_mean=pooled"
             )
+
+    def view(self, round: Round, *, seed: int) -> View:
+        view = super().view(round, seed=seed)
+        weights = sorted(set(view.pair["weight"].tolist()))
+        if len(weights) > 1:
+            raise Refusal(
+                "objective=aot compares pairs rank by rank, so none of them can count more than "
+                f"another, but the groups have weights from {weights[0]:g} to {weights[-1]:g}; "
+                "take the column 'weight' out of the file, or use another objective on pairs"
+            )
+        return view
 
     def pair_loss(
         self, chosen: Side, rejected: Side, *, margin: Tensor

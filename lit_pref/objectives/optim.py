@@ -80,7 +80,7 @@ class SchedulerSettings:
     Attributes:
         name: ``constant``, ``linear`` (to ``final``) or ``cosine`` (to ``final``).
         warmup_steps: steps of linear warm-up; a number below 1 is a share of all steps.
-        final: factor at the last step.
+        final: factor where it ends, one step after the last.
     """
 
     name: Literal["constant", "linear", "cosine"] = "constant"

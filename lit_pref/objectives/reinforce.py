@@ -37,7 +37,8 @@ class REINFORCE(PolicyGradientModule):
             ``group_zscore`` (mean of the prompt's responses, over their standard deviation: its
             bandit code) or ``none``.
         shift: ``min`` subtracts the round's smallest advantage, which leaves no negative gradient
-            (the ablation of arXiv 2404.14367's code); ``none`` is REINFORCE.
+            (the ablation of arXiv 2404.14367's code) but that of a KL penalty outside the reward
+            (``kl_in`` other than ``reward``); ``none`` is REINFORCE.
         importance: weighs samples that are not of the present policy by its probability over that
             of what sampled them, without a gradient, for each ``token`` or whole ``response``.
             Needed for stored samples, which must have log-probs of their behaviour.
@@ -74,7 +75,9 @@ class REINFORCE(PolicyGradientModule):
         )
         self.reuse = importance != "none"
         super().__init__(policy, **shared)
-        self.negative_gradient = shift == "none"
+        # a penalty outside the reward pushes tokens down whatever the advantages are
+        apart = self.kl_coef > 0 and self.kl_in != "reward"
+        self.negative_gradient = shift == "none" or apart
         self.baseline: Baseline = baseline
         self.shift = shift
         self.importance: Importance = importance

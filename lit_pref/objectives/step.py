@@ -48,8 +48,8 @@ def backward(module: ObjectiveModule, batch: Batch) -> None:
             module.manual_backward(loss * world)
         total += loss.detach()
     _keep_up(module, batch, passes - len(parts))
-    if parts:
-        module.window.add_total("loss", total, 1 / world)
+    # also without a part of the batch: the loss of a step is the sum over all processes
+    module.window.add_total("loss", total, 1 / world)
 
 
 def backward_coupled(module: ObjectiveModule, batch: Batch) -> None:

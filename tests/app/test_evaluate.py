@@ -119,6 +119,26 @@ def test_a_model_folder_on_pairs_with_a_reference(tiny_folder, tmp_path, monkeyp
     assert found["preference_accuracy"]["compares"] == "log-ratios to the reference"
 
 
+def test_pairs_of_scored_responses(tiny_folder, tmp_path, monkeypatch, command):
+    """What objectives make pairs of is measured too; equal rewards prefer nothing."""
+    monkeypatch.chdir(tmp_path)
+    texts = ["a", "b" * 30, "c" * 20]
+    rewards = [[0.1, 0.9, 0.5], [0.9, 0.1, 0.1], [0.5, 0.5, 0.5]]
+    rows = [
+        {"prompt": f"p{i}", "completions": texts, "rewards": some} for i, some in enumerate(rewards)
+    ]
+    (tmp_path / "scored.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "val.jsonl").write_text('{"prompt": "hello"}\n')
+    code, _, err = command(
+        "evaluate", tiny_folder, "task.pairs=scored.jsonl", "task.validation=val.jsonl",
+        "reward=length", "sampler.max_new_tokens=4", "responses=1", "output=scored",
+    )  # fmt: skip
+    assert code == 0, err
+    found = result(tmp_path / "scored")["metrics"]["preference_accuracy"]
+    # one random token is more likely than thirty: the second row is right, the first is not
+    assert (found["pairs"], found["mean"]) == (2, 0.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -6,6 +6,7 @@ import json
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lit_pref.callbacks import MetricsCSV, RunFiles
 from lit_pref.data import OfflineDataModule, OnPolicyDataModule
@@ -229,6 +230,18 @@ def test_the_trainer_must_be_set_up_for_rounds():
     )  # fmt: skip
     with pytest.raises(Refusal, match="trainer_kwargs"):
         trainer.fit(dpo(), datamodule=data)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda: {"precision": "16-true"},
+        lambda: {"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))},
+    ],
+)
+def test_precision_with_loss_scaling_is_refused(tmp_path, how):
+    with pytest.raises(Refusal, match="bf16-mixed"):
+        train(dpo(), onpolicy(), tmp_path, **how())
 
 
 @pytest.mark.parametrize(

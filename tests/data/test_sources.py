@@ -13,9 +13,10 @@ from lit_pref.data.order import PassOrder
 from lit_pref.data.refill import refill
 from lit_pref.data.streams import PromptStream
 from lit_pref.functional.importance import chi_square, effective_share, importance_weights
-from lit_pref.objectives import REINFORCE, RWR, BestOfN
-from lit_pref.policies import HFPolicy, gpt_nano
+from lit_pref.objectives import DPO, GRPO, REINFORCE, RWR, BestOfN
+from lit_pref.policies import FrozenReference, HFPolicy, gpt_nano
 from lit_pref.rewards import RewardError
+from lit_pref.sampling import NativeSampler
 from lit_pref.tasks import TokenBandit
 from lit_pref.types import Group, Prompt, Refusal, Response
 
@@ -420,6 +421,29 @@ def test_several_passes_with_a_loss_for_one_are_said(tmp_path, caplog, importanc
 def test_one_pass_needs_no_words(tmp_path, caplog):
     train(source("onpolicy", rounds=1, reuse=1), tmp_path, REINFORCE(HFPolicy(gpt_nano())))
     assert not [r for r in caplog.records if "data.reuse" in r.message]
+
+
+@pytest.mark.parametrize(
+    ("how", "module", "words"),
+    [
+        ({"temperature": 0.7}, lambda p: REINFORCE(p), "temperature=0.7 samples"),
+        ({"temperature": 0.7}, lambda p: REINFORCE(p, importance="token"), None),
+        ({"top_p": 0.9}, lambda p: GRPO(p), "top_p=0.9 samples"),
+        ({"temperature": 0.7}, lambda p: DPO(p, reference=FrozenReference()), None),
+        ({}, lambda p: REINFORCE(p), None),
+    ],
+)
+def test_samples_of_another_distribution_are_said(tmp_path, caplog, how, module, words):
+    """Not where the loss weighs them, or takes samples of anything."""
+    data = source("onpolicy", rounds=1, reuse=1)
+    data.sampler = NativeSampler(max_new_tokens=9, **how)
+    with caplog.at_level(logging.WARNING, logger="lit_pref"):
+        train(data, tmp_path, module(HFPolicy(gpt_nano())))
+    found = [r.message for r in caplog.records if "its gradient is biased" in r.message]
+    assert len(found) == (words is not None)
+    if words is not None:
+        assert words in found[0] and "use sampler.temperature=1" in found[0]
+        assert ("objective.importance=token" in found[0]) == ("REINFORCE" in found[0])
 
 
 # --------------------------------------------------------------------------- provenance

@@ -10,7 +10,7 @@ import transformers as tf
 
 from lit_pref.engine import forward as forward_module
 from lit_pref.engine.forward import STATS, hf_token_stats, micro_batches
-from lit_pref.engine.head import head_stats, logit_stats
+from lit_pref.engine.head import CHUNKS, head_stats, logit_stats
 from lit_pref.engine.layout import pack, pad, prefer_packed
 from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.spec import ModelSpec
@@ -366,6 +366,27 @@ def test_chunks_in_half_precision_and_under_autocast(dtype, autocast):
         for parts in others:
             assert whole.dtype == parts.dtype
             assert (whole - parts).norm() / whole.norm() < (0.01 if half else 1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_of_half_precision_weights_from_many_chunks(autocast):
+    """Sums of gradients over 512 chunks, each rounded to 8 bits: later ones must not get lost."""
+    draw = torch.Generator().manual_seed(0)
+    # states that lean to one side: all chunks say the same
+    hidden, weight = (torch.randn(n, 16, generator=draw) for n in (2048, 64))
+    given = [(hidden + 1).bfloat16(), (weight * 0.3).bfloat16(), torch.zeros(64).bfloat16()]
+    targets = torch.randint(0, 64, (2048,), generator=draw)
+
+    def gradients(dtype, budget):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in given]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.float32):
+            logps = head_stats(*leaves, targets, budget_bytes=budget)[0]
+        return torch.autograd.grad(logps.mean(), leaves)
+
+    exact = gradients(torch.float64, 10**9)
+    found = gradients(torch.float32 if autocast else torch.bfloat16, 4 * CHUNKS * 64 * 4)
+    for name, a, b in zip(("hidden", "weight", "bias"), exact, found, strict=True):
+        assert (a - b).norm() / a.norm() < 0.01, name
 
 
 def test_layouts_by_hand():

@@ -23,6 +23,7 @@ from lit_pref.functional.policy_gradient import (
     probability_ratio,
     token_weights,
 )
+from lit_pref.functional.supervised import normalise_rewards
 
 OWNER = torch.tensor([0, 0, 1])
 LENGTHS = torch.tensor([2, 1])
@@ -43,6 +44,22 @@ def test_baselines_by_hand():
     assert z.tolist() == pytest.approx([x / math.sqrt(14 / 3) for x in (-2, -1, 3)] + [0])
     z = group_zscore(rewards, group, 2, correction=1)
     assert z.tolist() == pytest.approx([x / math.sqrt(7) for x in (-2, -1, 3)] + [0])
+
+
+@pytest.mark.parametrize(("reward", "count"), [(68.57, 13), (938.79, 16), (123456.7, 7)])
+def test_equal_rewards_have_no_advantage(reward, count):
+    """Their mean is not quite the reward in floating point."""
+    rewards, group = tensor(*[reward] * count), torch.zeros(count, dtype=torch.long)
+    assert float(subtract_group_mean(rewards, group, 1).abs().max()) > 0
+    assert group_zscore(rewards, group, 1).tolist() == [0] * count
+    for how in ("group", "round"):
+        counted = torch.ones(count + 1, dtype=torch.bool)
+        counted[-1] = False  # what does not count may differ
+        z = normalise_rewards(
+            tensor(*rewards.tolist(), 5), torch.zeros(count + 1, dtype=torch.long), 1,
+            how=how, counted=counted,
+        )  # fmt: skip
+        assert z.tolist() == [0] * (count + 1)
 
 
 def test_whitening_by_hand():

@@ -110,6 +110,17 @@ def test_each_file_is_written_once(gradients, case):
     assert len(set(steps(one))) == len(steps(one)) > 0
 
 
+@pytest.mark.parametrize("case", EIGHT)
+def test_the_same_numbers_are_logged(gradients, case):
+    """Also of steps in which one process had nothing to do."""
+    _, folder = gradients
+    for one, two in zip(*(rows(folder / f"{n}_{case}") for n in (1, 2)), strict=True):
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            if value != two[name]:  # importance/kl is in float32
+                assert float(two[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+
+
 def sampled(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [
@@ -119,5 +130,9 @@ def sampled(path):
 
 
 def steps(folder):
+    return [row["step"] for row in rows(folder)]
+
+
+def rows(folder):
     with (folder / "metrics.csv").open(newline="") as file:
-        return [row["step"] for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))

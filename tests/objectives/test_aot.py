@@ -57,6 +57,19 @@ def test_numbers_by_hand():
     assert grad.tolist() == pytest.approx([-0.5, -sigmoid(-1)])
 
 
+def test_groups_of_different_weights_are_refused():
+    """A rank is of one pair in the first sample and of another in the second."""
+    tester = TestAOT()
+    groups = tester.groups()
+    for group in groups:
+        group.weight = 2.0
+    same, double = tester.gradient_of(tester.groups()), tester.gradient_of(groups)
+    assert torch.allclose(same, double)
+    groups[0].weight, groups[1].weight = 0.5, 0.0  # one of weight 0 has no pairs
+    with pytest.raises(Refusal, match=r"weights from 0\.5 to 2"):
+        tester.gradient_of(groups)
+
+
 def test_group_means_are_refused():
     with pytest.raises(Refusal, match="pair_mean"):
         AOT(TinyPolicy(), reference=FrozenReference(), pair_mean="group")

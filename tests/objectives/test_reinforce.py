@@ -66,6 +66,16 @@ class TestREINFORCEShifted(ObjectiveTester):
     options = {"shift": "min"}
 
 
+class TestREINFORCEShiftedWithKLInLoss(ObjectiveTester):
+    objective = REINFORCE
+    options = {"shift": "min", "kl_coef": 5.0, "kl_in": "loss"}
+
+
+class TestREINFORCEShiftedWithKLToGo(ObjectiveTester):
+    objective = REINFORCE
+    options = {"shift": "min", "kl_coef": 5.0, "kl_in": "reward_to_go"}
+
+
 class TestREINFORCEWithImportance(ObjectiveTester):
     objective = REINFORCE
     options = {"importance": "token", "importance_cap": 1.2}
