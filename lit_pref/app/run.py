@@ -124,8 +124,6 @@ def _say(outcome: Outcome, folder: Path) -> None:
 
 
 def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> float | None:
-    for name in ("lightning.pytorch", "lightning.fabric"):  # their notes are about other loops
-        logging.getLogger(name).setLevel(logging.WARNING)
     if str(cfg.trainer.accelerator) == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
     L.seed_everything(cfg.seed, workers=False, verbose=False)

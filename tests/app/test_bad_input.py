@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from lit_pref.app.preflight import check_arguments, did_you_mean
 from lit_pref.errors import Refusal
@@ -193,6 +195,48 @@ def test_files_are_refused_with_the_place(lines, words, tmp_path):
 def test_missing_file(tmp_path):
     reason = refused([*TEXT, "task.prompts=/no/such.jsonl"], tmp_path)
     assert "/no/such.jsonl" in reason
+
+
+def test_a_key_that_the_class_does_not_take_is_named():
+    from lit_pref.app.build import make
+
+    node = {"_target_": "lit_pref.sampling.native.NativeSampler", "max_new_tokens": 3}
+    assert make(OmegaConf.create({**node, "name": "native"})).max_new_tokens == 3
+    for key in ("lr", "sizes", "monitor"):  # for other groups, of other groups
+        with pytest.raises(Refusal, match=f"does not take the key '{key}'"):
+            make(OmegaConf.create({**node, key: 1}))
+    with pytest.raises(Refusal, match=r"'temprature'\. Did you mean temperature.*It takes max_new"):
+        make(OmegaConf.create({**node, "temprature": 1}))
+
+
+def test_keys_that_a_class_passes_on_to_its_base_are_known():
+    from lit_pref.app.build import make
+
+    node = OmegaConf.create({"_target_": "lit_pref.objectives.DPO", "min_gapp": 1})
+    with pytest.raises(Refusal, match=r"'min_gapp'\. Did you mean min_gap.*beta.*pair_mean"):
+        make(node, policy=None)
+
+
+@pytest.mark.parametrize("target", ["no_such_package.Mine", "lit_pref.objectives.Mine"])
+def test_a_target_that_cannot_be_imported_is_said_once(target, caplog):
+    from lit_pref.app.build import make
+
+    with pytest.raises(Refusal, match=r"cannot import.*\w+Error: .*PYTHONPATH") as refusal:
+        make(OmegaConf.create({"_target_": target}))
+    assert "\n" not in str(refusal.value)
+    assert not caplog.records
+
+
+def test_warnings_of_lightning_that_do_not_apply_are_kept_out_and_others_are_not():
+    from lit_pref.app.quiet import quiet_lightning
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quiet_lightning()
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", stacklevel=1)
+        warnings.warn("Found 3 module(s) in eval mode at the start of training.", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(w.message) for w in said] == ["something else"]
 
 
 def test_messages_without_a_chat_template(tmp_path):
