@@ -17,7 +17,7 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from lit_pref.app.preflight import did_you_mean
+from lit_pref.app.preflight import REPLACED_OPTIONS, did_you_mean
 from lit_pref.app.quiet import quiet_lightning
 from lit_pref.callbacks import MetricsCSV, RunFiles
 from lit_pref.data import RoundDataModule
@@ -270,25 +270,9 @@ def _check_lengths(cfg: DictConfig, spec: Any, task: Task) -> None:
         )
 
 
-_REPLACED = {
-    "accumulate_grad_batches": "use data.micro_batch_tokens (a batch is one optimizer step)",
-    "gradient_clip_val": "use optimizer.clip_norm",
-    "gradient_clip_algorithm": "use optimizer.clip_norm",
-    "max_epochs": "use data.rounds and data.reuse (an epoch is one pass over a round)",
-    "min_epochs": "use data.rounds and data.reuse (an epoch is one pass over a round)",
-    "reload_dataloaders_every_n_epochs": "rounds set it themselves",
-    "num_sanity_val_steps": "use callbacks.evaluation",
-    "check_val_every_n_epoch": "use callbacks.evaluation.every_n_rounds",
-    "val_check_interval": "use callbacks.evaluation.every_n_rounds",
-    "enable_checkpointing": "use checkpoint.*",
-    "callbacks": "use the callbacks group",
-    "logger": "use the logger group",
-}
-
-
 def check_trainer(cfg: DictConfig) -> None:
     """Refuse Lightning options that rounds and manual optimisation replace."""
-    for name, instead in _REPLACED.items():
+    for name, instead in REPLACED_OPTIONS.items():
         if cfg.trainer.get(name) is not None:
             raise Refusal(f"trainer.{name}={cfg.trainer[name]} does not apply here; {instead}")
     if str(cfg.trainer.strategy).startswith("fsdp"):

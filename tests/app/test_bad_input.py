@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[2]
         (["beta=0.1"], "Did you mean objective.beta?"),
         (["tasks=text"], "Did you mean task"),
         (["foo"], "expected key=value"),
+        (["trainer.max_epochs=3"], "use data.rounds and data.reuse"),
+        (["trainer.gradient_clip_val=1"], "use optimizer.clip_norm"),
         (["model=hf"], "model.path must be given"),
         (["reward=regex"], "reward.pattern must be given"),
         (["-m", "objective=dpo,ipoo"], "objective=ipoo"),
@@ -134,6 +136,9 @@ TEXT = ["task=text", "model=tiny", "reward=length"]
         (["data.batch_size=3"], ["1, 2, 5"]),
         (["optimizer.lr=-1"], ["optimizer.lr"]),
         (["optimizer.clip_norm=0"], ["clip_norm"]),
+        (["optimizer.lr=small"], ["optimizer.lr must be a number, got 'small'"]),
+        (["scheduler.warmup_steps=no"], ["scheduler.warmup_steps must be a number"]),
+        (["seed=a"], ["seed must be a whole number", "'a'"]),
         (["sampler.top_p=0"], ["sampler.top_p", "(0, 1]"]),
         (["sampler.temperature=-1"], ["sampler.temperature"]),
         ([*TEXT, "sampler.max_new_tokens=600"], ["512"]),
@@ -268,8 +273,20 @@ def test_checkpoint_of_another_objective(tmp_path):
         DPO(HFPolicy(gpt_nano(seed=1)), reference=FrozenReference()).on_load_checkpoint(saved)
 
 
+def test_an_objective_without_a_name_is_told_to_have_one(tmp_path):
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective" / "mine.yaml").write_text("_target_: lit_pref.objectives.DPO\n")
+    with pytest.raises(Refusal, match=r"objective has no key name.*name: my_objective"):
+        check_arguments(["--config-dir", str(tmp_path), "objective=mine"])
+
+
 def test_resume_of_something_else(tmp_path):
     from lit_pref.app.resume import resume_run
 
+    run = tmp_path / "a_run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(Refusal, match=f"give the run: resume={run}"):
+        resume_run(run / "checkpoints" / "last.ckpt", [])
     with pytest.raises(Refusal, match="not a run directory"):
         resume_run(tmp_path, [])
