@@ -83,8 +83,13 @@ def make(node: DictConfig, *, without: tuple[str, ...] = (), **extra: Any) -> An
     except TypeError as error:  # a value of the wrong type, or an argument it does not take
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None or unknown[1] not in fields:
-            raise Refusal(f"{target} cannot be made from its configuration: {error}") from error
-        known = sorted(_arguments(kind) - {*extra, *without})
+            words = ", ".join(
+                f"{k} must be a number, got {fields[k]!r}" for k in _words(kind, fields)
+            )
+            raise Refusal(
+                f"{target} cannot be made from its configuration: {words or error}"
+            ) from error
+        known = sorted(set(_arguments(kind)) - {*extra, *without})
         raise Refusal(
             f"{target} does not take the key {unknown[1]!r}.{did_you_mean(unknown[1], known)} "
             f"It takes {', '.join(known)}"
@@ -109,16 +114,24 @@ def _imported(target: str) -> Any:
         hydra.disabled = was
 
 
-def _arguments(kind: Any) -> set[str]:
+def _arguments(kind: Any) -> dict[str, inspect.Parameter]:
     """What a function takes, or a class, with what it passes on to its bases."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found: set[str] = set()
+    found: dict[str, inspect.Parameter] = {}
     for maker in inspect.getmro(kind) if inspect.isclass(kind) else [kind]:
         parameters = inspect.signature(maker).parameters.values()
-        found |= {p.name for p in parameters if p.kind in named}
+        found = {p.name: p for p in parameters if p.kind in named} | found
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
+
+
+def _words(kind: Any, fields: dict[Any, Any]) -> list[str]:
+    """Keys with a text where a number is declared."""
+    numbers = ("float", "int", "float | None", "int | None", float, int)
+    declared = _arguments(kind)
+    texts = [k for k, v in fields.items() if isinstance(v, str) and k in declared]
+    return [k for k in texts if declared[k].annotation in numbers]
 
 
 def _nested(value: Any) -> Any:

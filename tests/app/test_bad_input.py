@@ -138,6 +138,7 @@ TEXT = ["task=text", "model=tiny", "reward=length"]
         (["optimizer.clip_norm=0"], ["clip_norm"]),
         (["optimizer.lr=small"], ["optimizer.lr must be a number, got 'small'"]),
         (["scheduler.warmup_steps=no"], ["scheduler.warmup_steps must be a number"]),
+        (["objective.beta=abc"], ["DPO", "beta must be a number, got 'abc'"]),
         (["seed=a"], ["seed must be a whole number", "'a'"]),
         (["sampler.top_p=0"], ["sampler.top_p", "(0, 1]"]),
         (["sampler.temperature=-1"], ["sampler.temperature"]),
