@@ -6,7 +6,6 @@ import functools
 import inspect
 import logging
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from lit_pref.app.preflight import REPLACED_OPTIONS, did_you_mean
+from lit_pref.app.quiet import quiet_lightning
 from lit_pref.callbacks import MetricsCSV, RunFiles
 from lit_pref.data import RoundDataModule
 from lit_pref.objectives import ObjectiveModule
@@ -28,15 +29,16 @@ from lit_pref.rewards import task_reward
 from lit_pref.tasks.base import Task
 from lit_pref.types import Refusal
 
-__all__ = ["Parts", "build", "make", "make_reward"]
+__all__ = ["Parts", "build", "make", "make_objective", "make_reward", "make_spec", "make_task"]
 
 log = logging.getLogger(__name__)
 
-_NOT_ARGUMENTS = (
-    "name", "sizes", "lr", "micro_batch_tokens", "forward", "gradient_checkpointing", "lora",
-    "monitor", "threads", "prepare", "rival_model",
+_MODEL_KEYS = (
+    "lr", "micro_batch_tokens", "threads", "forward", "gradient_checkpointing", "lora",
 )  # fmt: skip
-"""Keys of a node that other nodes read; they are not arguments of its class."""
+_TASK_KEYS = ("sizes", "prepare", "rival_model")
+_OBJECTIVE_KEYS = ("monitor",)
+"""Keys of these groups that the run or other groups read; they are not for the group's class."""
 
 
 @dataclass
@@ -50,24 +52,28 @@ class Parts:
 
 
 def make(node: DictConfig, *, without: tuple[str, ...] = (), **extra: Any) -> Any:
-    """Build a node's object; extra arguments are passed where the constructor takes them.
+    """Build a node's object.
 
     Nested nodes with a ``_target_`` go through Hydra; the outermost call is plain Python, so that
     objects arrive as they are and the constructor's own errors come out unwrapped.
+
+    Args:
+        node: with a ``_target_``. Its keys are arguments, and one that the constructor does not
+            take is refused; only ``name``, which every node may have, is passed where it is taken.
+        without: keys of the node that are not for the constructor, whether it takes them or not.
+        extra: further arguments, passed where the constructor takes them.
+
+    Raises:
+        Refusal: the class cannot be imported, or cannot be made from these arguments.
     """
     fields = OmegaConf.to_container(node, resolve=True)
     assert isinstance(fields, dict)
     target = fields.pop("_target_")
-    fields = {k: v for k, v in fields.items() if k not in without}
-    try:
-        kind = get_object(target)
-    except Exception as error:
-        raise Refusal(
-            f"cannot import {target!r} ({error}); check the _target_ of this group"
-        ) from error
+    kind = _imported(target)
     taken = inspect.signature(kind).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    fields = {k: v for k, v in fields.items() if k not in _NOT_ARGUMENTS or k in taken}
+    left = {*without, *({"name"} - set(taken))}
+    fields = {k: v for k, v in fields.items() if k not in left}
     arguments = {str(k): _nested(v) for k, v in fields.items()}
     arguments.update({k: v for k, v in extra.items() if k in taken or open_ended})
     if arguments.pop("_partial_", False):
@@ -75,7 +81,57 @@ def make(node: DictConfig, *, without: tuple[str, ...] = (), **extra: Any) -> An
     try:
         return kind(**arguments)
     except TypeError as error:  # a value of the wrong type, or an argument it does not take
-        raise Refusal(f"{target} cannot be made from its configuration: {error}") from error
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in fields:
+            words = ", ".join(
+                f"{k} must be a number, got {fields[k]!r}" for k in _words(kind, fields)
+            )
+            raise Refusal(
+                f"{target} cannot be made from its configuration: {words or error}"
+            ) from error
+        known = sorted(set(_arguments(kind)) - {*extra, *without})
+        raise Refusal(
+            f"{target} does not take the key {unknown[1]!r}.{did_you_mean(unknown[1], known)} "
+            f"It takes {', '.join(known)}"
+        ) from error
+
+
+def _imported(target: str) -> Any:
+    """The class or function that a ``_target_`` names."""
+    hydra = logging.getLogger("hydra.utils")  # it logs what is said here
+    was, hydra.disabled = hydra.disabled, True
+    try:
+        return get_object(target)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise Refusal(
+            f"cannot import {target!r} ({type(cause).__name__}: {cause}); check the _target_ of "
+            "this group. Its module must be installed, or its folder be on PYTHONPATH"
+        ) from error
+    finally:
+        hydra.disabled = was
+
+
+def _arguments(kind: Any) -> dict[str, inspect.Parameter]:
+    """What a function takes, or a class, with what it passes on to its bases."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found: dict[str, inspect.Parameter] = {}
+    for maker in inspect.getmro(kind) if inspect.isclass(kind) else [kind]:
+        parameters = inspect.signature(maker).parameters.values()
+        found = {p.name: p for p in parameters if p.kind in named} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def _words(kind: Any, fields: dict[Any, Any]) -> list[str]:
+    """Keys with a text where a number is declared."""
+    numbers = ("float", "int", "float | None", "int | None", float, int)
+    declared = _arguments(kind)
+    texts = [k for k, v in fields.items() if isinstance(v, str) and k in declared]
+    return [k for k in texts if declared[k].annotation in numbers]
 
 
 def _nested(value: Any) -> Any:
@@ -95,8 +151,8 @@ def build(cfg: DictConfig) -> Parts:
     check_trainer(cfg)
     task, policy = task_and_policy(cfg)
     reference = make(cfg.reference) if "_target_" in cfg.reference else None
-    objective = make(
-        cfg.objective,
+    objective = make_objective(
+        cfg,
         policy=policy,
         reference=reference,
         optimizer=make(cfg.optimizer),
@@ -109,8 +165,7 @@ def build(cfg: DictConfig) -> Parts:
             reward = task_reward(task)
     else:
         reward = make_reward(cfg, task, tokenizer=policy.spec.tokenizer)
-    # Models have a key of this name that is no argument of theirs, so it is passed by itself.
-    more: dict[str, Any] = {"micro_batch_tokens": cfg.data.get("micro_batch_tokens")}
+    more: dict[str, Any] = {}
     if "held_out" in cfg.data and cfg.data.held_out is None:
         more["held_out"] = 0.0 if objective.needs.policy else 0.1
     if "path" in cfg.data:  # groups of a file: their tokens are checked
@@ -126,6 +181,31 @@ def build(cfg: DictConfig) -> Parts:
     )
     data.check(objective)
     return Parts(task=task, policy=policy, objective=objective, data=data)
+
+
+def make_spec(cfg: DictConfig) -> ModelSpec:
+    """The model of the configuration, without its weights."""
+    spec: ModelSpec = make(cfg.model, without=_MODEL_KEYS)
+    return spec
+
+
+def make_task(cfg: DictConfig, spec: ModelSpec) -> Task:
+    """The task of the configuration, for this model; its files are not read yet."""
+    task: Task = make(
+        cfg.task,
+        without=_TASK_KEYS,
+        tokenizer=spec.tokenizer,
+        eos_ids=spec.eos_ids,
+        context_length=spec.context_length,
+        max_new_tokens=cfg.sampler.max_new_tokens,
+    )
+    return task
+
+
+def make_objective(cfg: DictConfig, **extra: Any) -> ObjectiveModule:
+    """The objective of the configuration, on the policy of ``extra``."""
+    objective: ObjectiveModule = make(cfg.objective, without=_OBJECTIVE_KEYS, **extra)
+    return objective
 
 
 def make_reward(cfg: DictConfig, task: Task, **extra: Any) -> Any:
@@ -149,14 +229,8 @@ def task_and_policy(cfg: DictConfig, *, initialise: bool = True) -> tuple[Task, 
     """
     if cfg.model.get("threads"):
         torch.set_num_threads(cfg.model.threads)
-    spec = make(cfg.model)
-    task: Task = make(
-        cfg.task,
-        tokenizer=spec.tokenizer,
-        eos_ids=spec.eos_ids,
-        context_length=spec.context_length,
-        max_new_tokens=cfg.sampler.max_new_tokens,
-    )
+    spec = make_spec(cfg)
+    task = make_task(cfg, spec)
     _check_lengths(cfg, spec, task)
     task.check()
     start = _with_cache(task.initialise, cfg.paths.cache_dir) if initialise else None
@@ -209,25 +283,9 @@ def _check_lengths(cfg: DictConfig, spec: Any, task: Task) -> None:
         )
 
 
-_REPLACED = {
-    "accumulate_grad_batches": "use data.micro_batch_tokens (a batch is one optimizer step)",
-    "gradient_clip_val": "use optimizer.clip_norm",
-    "gradient_clip_algorithm": "use optimizer.clip_norm",
-    "max_epochs": "use data.rounds and data.reuse (an epoch is one pass over a round)",
-    "min_epochs": "use data.rounds and data.reuse (an epoch is one pass over a round)",
-    "reload_dataloaders_every_n_epochs": "rounds set it themselves",
-    "num_sanity_val_steps": "use callbacks.evaluation",
-    "check_val_every_n_epoch": "use callbacks.evaluation.every_n_rounds",
-    "val_check_interval": "use callbacks.evaluation.every_n_rounds",
-    "enable_checkpointing": "use checkpoint.*",
-    "callbacks": "use the callbacks group",
-    "logger": "use the logger group",
-}
-
-
 def check_trainer(cfg: DictConfig) -> None:
     """Refuse Lightning options that rounds and manual optimisation replace."""
-    for name, instead in _REPLACED.items():
+    for name, instead in REPLACED_OPTIONS.items():
         if cfg.trainer.get(name) is not None:
             raise Refusal(f"trainer.{name}={cfg.trainer[name]} does not apply here; {instead}")
     if str(cfg.trainer.strategy).startswith("fsdp"):
@@ -249,7 +307,7 @@ def check_trainer(cfg: DictConfig) -> None:
 
 def trainer_of(cfg: DictConfig, parts: Parts, folder: str, **extra: Any) -> L.Trainer:
     """The trainer of a run: the configuration's options, the data's, ours and the user's."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, in every loop
+    quiet_lightning()
     options = _nested(OmegaConf.to_container(cfg.trainer, resolve=True))
     wanted = parts.data.trainer_kwargs()
     callbacks = wanted.pop("callbacks")

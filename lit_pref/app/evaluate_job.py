@@ -292,7 +292,8 @@ def _table(result: dict[str, Any], folder: Path) -> str:
     rows = [("model", str(result["model"]) + (f", {checkpoint}" if checkpoint else ""))]
     rows.append(("reference", result["reference"] or "none"))
     many = f"{result['prompts']} prompts x {result['responses_per_prompt']} responses"
-    rows.append(("measured on", f"{many}, task {result['task']}, reward {result['reward']}"))
+    reward = f"reward {result['reward']}" if result["reward"] else "no reward"
+    rows.append(("measured on", f"{many}, task {result['task']}, {reward}"))
     for name, entry in result["metrics"].items():
         text = number(float(entry["mean"]))
         if "interval" in entry:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_pref.app.build import lora_of, make, task_and_policy
+from lit_pref.app.build import lora_of, make_objective, make_spec, task_and_policy
 from lit_pref.app.policy import checkpoint_file, checkpoint_state, load_weights, trains_policy
 from lit_pref.app.request import Source
 from lit_pref.policies.causal_lm import HFPolicy
@@ -34,7 +34,7 @@ def export_run(source: Source, output: Path) -> Path:
     assert isinstance(cfg, DictConfig)
     if lora_of(cfg.model) is None:
         # Every weight comes from the checkpoint: the task's files and start are not needed.
-        spec = make(cfg.model)
+        spec = make_spec(cfg)
         made = HFPolicy(spec, path="padded") if spec.policy is None else spec.policy(spec)
         policy = made.load()
     else:  # adapters belong to the policy as it was before training
@@ -65,7 +65,7 @@ def _scorer(cfg: DictConfig, policy: HFPolicy, source: Source) -> Callable[[str]
     path = checkpoint_file(source.run, source.checkpoint or "last")
     if path.is_dir():
         raise Refusal(f"{path} is the exported reward model already; copy the folder")
-    objective = make(cfg.objective, policy=policy)
+    objective = make_objective(cfg, policy=policy)
     objective.configure_model()
     state, _ = checkpoint_state(path)
     try:

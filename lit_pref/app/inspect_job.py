@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_pref.app.build import make
+from lit_pref.app.build import make_spec, make_task
 from lit_pref.app.inspect_view import Page
 from lit_pref.errors import Refusal
 from lit_pref.formats import Reading, check_columns, find_layout, open_source
@@ -37,14 +37,7 @@ def inspect_file(cfg: DictConfig, file: str) -> None:
         raise Refusal(f"task={cfg.task.name} reads no files of yours; leave task=... out")
     logging.getLogger("lit_pref.formats").setLevel(logging.WARNING)  # the page says it all
     source = open_source(file)  # before a model's tokenizer is made
-    spec = make(cfg.model)
-    task = make(
-        cfg.task,
-        tokenizer=spec.tokenizer,
-        eos_ids=spec.eos_ids,
-        context_length=spec.context_length,
-        max_new_tokens=cfg.sampler.max_new_tokens,
-    )
+    task: Any = make_task(cfg, make_spec(cfg))
     encoder = getattr(task, "text", task).encoder  # of a task with shipped prompts: of its texts
     columns = check_columns(OmegaConf.to_container(cfg.task.columns) if cfg.task.columns else {})  # type: ignore[arg-type]
     reading = Reading(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_pref.app.build import make_reward, task_and_policy
 from lit_pref.app.precision import settle_precision
 from lit_pref.app.prepare import plan, prepare
+from lit_pref.app.quiet import quiet_lightning
 from lit_pref.app.request import Request, Source
 from lit_pref.callbacks import newest_checkpoint
 from lit_pref.objectives.forward import EngineForward
@@ -276,8 +276,7 @@ def work_on(cfg: DictConfig, module: PolicyWork) -> Any:
     options = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(options, dict)
     names = ("accelerator", "devices", "num_nodes", "precision", "strategy", "deterministic")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_lightning()
     try:
         trainer = L.Trainer(
             **{k: options[k] for k in names if k in options},
@@ -289,7 +288,6 @@ def work_on(cfg: DictConfig, module: PolicyWork) -> Any:
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise Refusal(f"lightning.Trainer cannot be made from trainer.*: {error}") from error
-    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, in every loop
     trainer.predict(module, dataloaders=range(1), return_predictions=False)
     if module.stopped:
         raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from lit_pref.app.search_path import search_folder
 from lit_pref.errors import Refusal
 
 __all__ = [
+    "REPLACED_OPTIONS",
     "check_arguments",
     "check_choices",
     "check_keys",
@@ -38,6 +39,22 @@ __all__ = [
 _OVERRIDE = re.compile(
     r"^(?P<mark>\+\+|\+|~)?(?P<key>[A-Za-z_][\w./@\-\[\]]*)(=(?P<value>.*))?$", re.S
 )
+REPLACED_OPTIONS = {
+    "accumulate_grad_batches": "use data.micro_batch_tokens (a batch is one optimizer step)",
+    "gradient_clip_val": "use optimizer.clip_norm",
+    "gradient_clip_algorithm": "use optimizer.clip_norm",
+    "max_epochs": "use data.rounds and data.reuse (an epoch is one pass over a round)",
+    "min_epochs": "use data.rounds and data.reuse (an epoch is one pass over a round)",
+    "reload_dataloaders_every_n_epochs": "rounds set it themselves",
+    "num_sanity_val_steps": "use callbacks.evaluation",
+    "check_val_every_n_epoch": "use callbacks.evaluation.every_n_rounds",
+    "val_check_interval": "use callbacks.evaluation.every_n_rounds",
+    "enable_checkpointing": "use checkpoint.*",
+    "callbacks": "use the callbacks group",
+    "logger": "use the logger group",
+}
+"""Options of the Trainer that rounds and manual optimisation replace, and what to use."""
+
 _WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package")
 
 
@@ -86,6 +103,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         groups = groups_of(searched)
         choices = check_choices(parsed, groups, multirun=multirun)
         base = compose_config(choices, searched)
+        _check_names(base)
         if multirun:
             _check_swept_keys(parsed, [base, *_other_bases(parsed, groups, searched)], groups)
         else:
@@ -247,7 +265,9 @@ def check_keys(
             continue
         if mark in ("+", "++") or key in known or _inside_open_node(key, base):
             continue
-        top = key.split(".")[0]
+        top, _, leaf = key.partition(".")
+        if top == "trainer" and leaf in REPLACED_OPTIONS:
+            raise Refusal(f"{key} does not apply here; {REPLACED_OPTIONS[leaf]}")
         names = keys if "." in key and (top in known or top in groups) else [*tops, *keys]
         raise Refusal(f"{key}: there is no such key.{did_you_mean(key, names)} All keys: {command}")
 
@@ -260,6 +280,16 @@ def _inside_open_node(key: str, base: DictConfig) -> bool:
         if parent is None and ".".join(parts[:n]) in _keys(base):
             return True
     return False
+
+
+def _check_names(base: DictConfig) -> None:
+    """Folders and tables call a run by the names of these groups."""
+    for group in ("task", "model", "objective", "data", "reward"):
+        if isinstance(base.get(group), DictConfig) and "name" not in base[group]:
+            raise Refusal(
+                f"the file of this {group} has no key name, which folders and tables show; add a "
+                f"line such as name: my_{group}"
+            )
 
 
 def _check_composed(overrides: Sequence[str], searched: Sequence[str]) -> None:

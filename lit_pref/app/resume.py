@@ -29,6 +29,9 @@ def resume_run(folder: Path, arguments: Sequence[str]) -> int:
     """
     saved = folder / "config.yaml"
     if not saved.exists():
+        for run in list(folder.parents)[:2]:
+            if (run / "config.yaml").exists() and (run / "checkpoints").is_dir():
+                raise Refusal(f"resume={folder} is a part of a run; give the run: resume={run}")
         raise Refusal(
             f"resume={folder}: there is no config.yaml, so this is not a run directory; give the "
             "folder that a run printed at its end: runs/<date>/<time>_<objective>_<data>"

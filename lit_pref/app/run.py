@@ -130,10 +130,10 @@ def _say(outcome: Outcome, folder: Path) -> None:
 
 
 def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> float | None:
-    for name in ("lightning.pytorch", "lightning.fabric"):  # their notes are about other loops
-        logging.getLogger(name).setLevel(logging.WARNING)
     if str(cfg.trainer.accelerator) == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
+    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or not 0 <= cfg.seed < 2**32:
+        raise Refusal(f"seed must be a whole number from 0 to 4294967295, got {cfg.seed!r}")
     L.seed_everything(cfg.seed, workers=False, verbose=False)
     parts = build(cfg)
     check_memory(cfg, parts)

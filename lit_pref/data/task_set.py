@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lit_pref.data.datamodule import RoundDataModule
 
 __all__ = ["check_held_out", "round_size", "sample_stored", "split_held_out", "task_set"]
+
+log = logging.getLogger(__name__)
 
 
 def check_held_out(share: float) -> None:
@@ -60,6 +63,12 @@ def round_size(
     if wanted != "all":
         return wanted, 0
     whole = size // batch_size * batch_size
+    if size > whole:
+        log.info(
+            "%s: %d of %d groups are left out of each round, which is whole batches of "
+            "data.batch_size=%d; one that divides %d uses all",
+            *(what, size - whole, size, batch_size, size),
+        )
     return whole, size - whole
 
 

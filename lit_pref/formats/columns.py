@@ -132,7 +132,7 @@ def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
         if not isinstance(theirs, str):
             raise Refusal(
                 f"task.columns.{ours} is {describe(theirs)}. Expected the name of a column of "
-                f"your file, such as task.columns={{{ours}: my_{ours}}}."
+                f"your file, such as 'task.columns={{{ours}: my_{ours}}}'."
             )
     return dict(columns or {})
 
@@ -220,7 +220,7 @@ def _no_kind(row: Row, found: Mapping[str, str], want: str) -> str:
     listed = ", ".join(ascii(key) for key in list(row.data)[:12])
     return (
         f"{row.place}: there are prompts but no responses. {_RESPONSES}; got {listed}. Rename "
-        "the columns, or map them, such as task.columns={chosen: your_column}. Prompts alone "
+        "the columns, or map them, such as 'task.columns={chosen: your_column}'. Prompts alone "
         "belong into task.prompts."
     )
 
@@ -233,7 +233,7 @@ def missing_column(row: Row, ours: str, theirs: str, want: str) -> str:
     close = get_close_matches(theirs.lower(), [key.lower() for key in have], n=1)
     guess = next((key for key in have if close and key.lower() == close[0]), None)
     meant = f" Did you mean {guess!a}?" if guess is not None else ""
-    remedy = f"task.columns={{{ours}: {ascii(guess)[1:-1] if guess else 'your_column'}}}"
+    remedy = f"'task.columns={{{ours}: {ascii(guess)[1:-1] if guess else 'your_column'}}}'"
     expected = "the column prompt" if want == "prompts" else "prompt, chosen, rejected"
     return (
         f"{row.place}: the column {theirs!r}{mapped} is missing.{meant} Expected "

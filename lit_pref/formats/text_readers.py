@@ -206,6 +206,7 @@ def _unreadable(place: str, error: Exception) -> str:
 
 
 def _parse_line(text: str, place: str) -> dict[str, Any]:
+    text = text.rstrip()  # columns are those of this line
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:

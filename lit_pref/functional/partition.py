@@ -49,10 +49,8 @@ def fitting(sizes: Sequence[int], budget: int) -> list[list[int]]:
     """
     tight = _first_fit(sizes, budget)
     even = balanced(sizes, max(len(tight), 1))
-    limit = max(budget, max(sizes, default=0))
-    right = all(sum(sizes[i] for i in part) <= limit for part in even)
-    alone = all(len(part) == 1 for part in even if any(sizes[i] > budget for i in part))
-    chosen = [part for part in (even if right and alone else tight) if part]
+    right = all(len(part) == 1 or sum(sizes[i] for i in part) <= budget for part in even)
+    chosen = [part for part in (even if right else tight) if part]
     return sorted(chosen, key=lambda part: (-sum(sizes[i] for i in part), part))
 
 

@@ -44,6 +44,8 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.name not in _CLASSES:
             raise Refusal(f"optimizer.name must be one of {', '.join(_CLASSES)}, got {self.name!r}")
+        for name in ("lr", "eps", "weight_decay", "clip_norm", "max_skipped"):
+            _check_number(f"optimizer.{name}", getattr(self, name), optional=name == "clip_norm")
         if not (self.lr >= 0 and math.isfinite(self.lr)):
             raise Refusal(f"optimizer.lr must be a number from 0, got {self.lr}")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -64,6 +66,13 @@ class OptimizerSettings:
         if self.name != "sgd":
             extra = {"betas": self.betas, "eps": self.eps, "fused": _can_fuse(groups)}
         return _CLASSES[self.name](groups, lr=self.lr, weight_decay=self.weight_decay, **extra)
+
+
+def _check_number(key: str, value: Any, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Refusal(f"{key} must be a number, got {value!r}")
 
 
 def _can_fuse(groups: list[Any]) -> bool | None:
@@ -90,6 +99,8 @@ class SchedulerSettings:
     def __post_init__(self) -> None:
         if self.name not in ("constant", "linear", "cosine"):
             raise Refusal(f"scheduler.name must be constant, linear or cosine, got {self.name!r}")
+        for name in ("warmup_steps", "final"):
+            _check_number(f"scheduler.{name}", getattr(self, name))
         if self.warmup_steps < 0:
             raise Refusal(f"scheduler.warmup_steps must be 0 or more, got {self.warmup_steps}")
 

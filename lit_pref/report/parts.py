@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from lit_pref.report.read import RunRecord
-from lit_pref.report.table import duration, measures_accuracy, number
+from lit_pref.report.table import duration, measures_accuracy, measures_reward, number
 
 __all__ = ["configuration", "heading", "problems", "samples", "tiles", "versions"]
 
@@ -47,8 +47,11 @@ def tiles(run: RunRecord) -> str:
     final = _value(run, "reward_final", "val/reward", -1)
     kl = _value(run, "kl_final", "val/kl", -1)
     rounds = run.summary.get("rounds")
+    reward = _change(start, final)
+    if start is None and final is None and not measures_reward(run.summary):
+        reward = "<span>not measured</span>"
     heads = [
-        _tile("True reward on validation prompts", _change(start, final), wide=True),
+        _tile("True reward on validation prompts", reward, wide=True),
         _tile("KL to the initial policy", number(kl), "nats per response"),
     ]
     if measures_accuracy(run.summary):

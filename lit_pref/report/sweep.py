@@ -46,6 +46,12 @@ class Cell:
     status: str = "missing"
     reason: str = ""
 
+    @property
+    def seed(self) -> str | None:
+        """As given, else as the run had it; None where neither says."""
+        seed = self.overrides.get(SEED, self.summary.get(SEED))
+        return None if seed is None else str(seed)
+
 
 @dataclass(kw_only=True, slots=True)
 class Setting:
@@ -53,11 +59,24 @@ class Setting:
 
     Attributes:
         values: the varying overrides, without the seed.
-        cells: the cells, in order.
+        cells: the cells, in order, one of each seed.
+        repeated: further cells with a seed that is there already; means are over seeds.
     """
 
     values: tuple[str, ...]
     cells: list[Cell] = field(default_factory=list)
+    repeated: int = 0
+
+    def add(self, cell: Cell) -> None:
+        """Take a cell in; of a seed that comes again, such as the default one, what finished."""
+        seed = cell.seed
+        for place, known in enumerate(self.cells):
+            if seed is not None and known.seed == seed:
+                self.repeated += 1
+                if known.status != "finished":
+                    self.cells[place] = cell
+                return
+        self.cells.append(cell)
 
     @property
     def finished(self) -> int:
@@ -77,7 +96,12 @@ class Setting:
             said = cell.status + (f": {cell.reason}" if cell.reason else "")
             counted[said] = counted.get(said, 0) + 1
         many = len(self.cells) > 1
-        return [f"{n} of {len(self.cells)} {said}" if many else said for said, n in counted.items()]
+        notes = [
+            f"{n} of {len(self.cells)} {said}" if many else said for said, n in counted.items()
+        ]
+        if self.repeated:
+            notes.append(f"{self.repeated} more with the same seeds, not counted")
+        return notes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -111,7 +135,7 @@ class SweepRecord:
         groups: dict[tuple[str, ...], Setting] = {}
         for cell in self.cells:
             values = tuple(cell.overrides.get(key, "") for key in self.columns)
-            groups.setdefault(values, Setting(values=values)).cells.append(cell)
+            groups.setdefault(values, Setting(values=values)).add(cell)
         return list(groups.values())
 
     def fixed(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ Curves with the reward over steps, samples and queries, the reward-KL frontier, 
 
 from __future__ import annotations
 
+import math
 from html import escape
 from urllib.parse import quote
 
@@ -142,7 +143,11 @@ def _range(settings: list[Setting], key: str) -> tuple[float, float]:
 
 
 def _scale(low: float, high: float) -> str:
-    return f"{escape(number(low, digits=3))} to {escape(number(high, digits=3))}"
+    apart = high - low
+    if not 1e-4 <= apart < 1e7:
+        return f"{escape(number(low))} to {escape(number(high))}"
+    digits = max(1 - math.floor(math.log10(apart)), 0)  # two of the difference, for both ends
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def _drawing(value: Estimate, ones: list[float], low: float, high: float) -> str:

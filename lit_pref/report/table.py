@@ -7,7 +7,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-__all__ = ["duration", "final_table", "measures_accuracy", "number"]
+__all__ = ["duration", "final_table", "measures_accuracy", "measures_reward", "number"]
+
+NO_REWARD = "not measured: no reward was given, and the task has none of its own"
+"""Said in place of the numbers."""
 
 _FILES = (
     ("report", "report.html"),
@@ -92,8 +95,16 @@ def final_table(
 
 def reward_change(summary: dict[str, Any]) -> str:
     """Reward before and after, with the difference when both are known."""
+    if not measures_reward(summary):
+        return NO_REWARD
     change = _change(summary.get("reward_start"), summary.get("reward_final"))
     return change + "  true reward on the validation prompts"
+
+
+def measures_reward(summary: dict[str, Any]) -> bool:
+    """Whether a run that ended well measured a reward; one without a true reward has none."""
+    known = [summary.get(name) for name in ("reward_start", "reward_final")]
+    return summary.get("status") != "finished" or known != [None, None]
 
 
 def measures_accuracy(summary: dict[str, Any]) -> bool:

@@ -64,6 +64,7 @@ class UserFunction:
         self.concurrency = concurrency or (_ASYNC_CALLS if self.is_async else 1)
         self._limit = asyncio.Semaphore(self.concurrency)
         self._taken, self._accepted = _parameters(self.function, leading)
+        self._needed = _needed(self.function, leading)
 
     @property
     def label(self) -> str:
@@ -93,9 +94,10 @@ class UserFunction:
         if inspect.isawaitable(out):
             out = run(_awaited(out))
         if isinstance(out, (str, bytes)) or not isinstance(out, Iterable):
+            one = "" if out is None else "; for a function of one response set reward.takes=one"
             raise TypeError(
                 f"expected a list of {len(texts)} numbers, one per response; the function "
-                f"returned {type(out).__name__}"
+                f"returned {type(out).__name__}{one}"
             )
         return list(out)
 
@@ -110,6 +112,14 @@ class UserFunction:
 
     def _columns(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
         names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+        for name in self._needed:
+            if name not in names:
+                have = f"they have {', '.join(names)}" if names else "they have none"
+                raise TypeError(
+                    f"the function's argument {name!r} is no column of these prompts ({have}"
+                    f"{_nearest(name, names, prefix='')}). Rename it, give it a default, or add "
+                    "the column to the prompt file"
+                )
         return {
             name: [prompt.columns.get(name) for prompt in prompts]
             for name in names
@@ -163,7 +173,7 @@ def _import(module_path: str, path: str) -> ModuleType:
         known = _submodules(parent)
         raise Refusal(
             f"reward.function={path}: there is no module {missing!r}"
-            f"{_nearest(leaf, known, prefix=parent + '.' if parent else '')}. "
+            f"{_nearest(leaf, known, prefix=parent + '.' if parent else '') or '.'} "
             "The module must be installed, or its folder be on PYTHONPATH"
         ) from error
     except Exception as error:
@@ -200,6 +210,17 @@ def _parameters(
         return taken, None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return taken, frozenset(p.name for p in parameters if p.kind in named)
+
+
+def _needed(function: Callable[..., Any], leading: int) -> list[str]:
+    """Names of the parameters after the first that have no default."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    rest = [p for p in parameters[leading:] if p.kind in named]
+    return [p.name for p in rest if p.default is inspect.Parameter.empty]
 
 
 def _label(function: Callable[..., Any]) -> str:

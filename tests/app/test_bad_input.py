@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from lit_pref.app.preflight import check_arguments, did_you_mean
 from lit_pref.errors import Refusal
@@ -25,6 +27,8 @@ ROOT = Path(__file__).parents[2]
         (["beta=0.1"], "Did you mean objective.beta?"),
         (["tasks=text"], "Did you mean task"),
         (["foo"], "expected key=value"),
+        (["trainer.max_epochs=3"], "use data.rounds and data.reuse"),
+        (["trainer.gradient_clip_val=1"], "use optimizer.clip_norm"),
         (["model=hf"], "model.path must be given"),
         (["reward=regex"], "reward.pattern must be given"),
         (["-m", "objective=dpo,ipoo"], "objective=ipoo"),
@@ -132,6 +136,10 @@ TEXT = ["task=text", "model=tiny", "reward=length"]
         (["data.batch_size=3"], ["1, 2, 5"]),
         (["optimizer.lr=-1"], ["optimizer.lr"]),
         (["optimizer.clip_norm=0"], ["clip_norm"]),
+        (["optimizer.lr=small"], ["optimizer.lr must be a number, got 'small'"]),
+        (["scheduler.warmup_steps=no"], ["scheduler.warmup_steps must be a number"]),
+        (["objective.beta=abc"], ["DPO", "beta must be a number, got 'abc'"]),
+        (["seed=a"], ["seed must be a whole number", "'a'"]),
         (["sampler.top_p=0"], ["sampler.top_p", "(0, 1]"]),
         (["sampler.temperature=-1"], ["sampler.temperature"]),
         ([*TEXT, "sampler.max_new_tokens=600"], ["512"]),
@@ -195,6 +203,48 @@ def test_missing_file(tmp_path):
     assert "/no/such.jsonl" in reason
 
 
+def test_a_key_that_the_class_does_not_take_is_named():
+    from lit_pref.app.build import make
+
+    node = {"_target_": "lit_pref.sampling.native.NativeSampler", "max_new_tokens": 3}
+    assert make(OmegaConf.create({**node, "name": "native"})).max_new_tokens == 3
+    for key in ("lr", "sizes", "monitor"):  # for other groups, of other groups
+        with pytest.raises(Refusal, match=f"does not take the key '{key}'"):
+            make(OmegaConf.create({**node, key: 1}))
+    with pytest.raises(Refusal, match=r"'temprature'\. Did you mean temperature.*It takes max_new"):
+        make(OmegaConf.create({**node, "temprature": 1}))
+
+
+def test_keys_that_a_class_passes_on_to_its_base_are_known():
+    from lit_pref.app.build import make
+
+    node = OmegaConf.create({"_target_": "lit_pref.objectives.DPO", "min_gapp": 1})
+    with pytest.raises(Refusal, match=r"'min_gapp'\. Did you mean min_gap.*beta.*pair_mean"):
+        make(node, policy=None)
+
+
+@pytest.mark.parametrize("target", ["no_such_package.Mine", "lit_pref.objectives.Mine"])
+def test_a_target_that_cannot_be_imported_is_said_once(target, caplog):
+    from lit_pref.app.build import make
+
+    with pytest.raises(Refusal, match=r"cannot import.*\w+Error: .*PYTHONPATH") as refusal:
+        make(OmegaConf.create({"_target_": target}))
+    assert "\n" not in str(refusal.value)
+    assert not caplog.records
+
+
+def test_warnings_of_lightning_that_do_not_apply_are_kept_out_and_others_are_not():
+    from lit_pref.app.quiet import quiet_lightning
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quiet_lightning()
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", stacklevel=1)
+        warnings.warn("Found 3 module(s) in eval mode at the start of training.", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(w.message) for w in said] == ["something else"]
+
+
 def test_messages_without_a_chat_template(tmp_path):
     from lit_pref.policies import tiny
 
@@ -224,8 +274,20 @@ def test_checkpoint_of_another_objective(tmp_path):
         DPO(HFPolicy(gpt_nano(seed=1)), reference=FrozenReference()).on_load_checkpoint(saved)
 
 
+def test_an_objective_without_a_name_is_told_to_have_one(tmp_path):
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective" / "mine.yaml").write_text("_target_: lit_pref.objectives.DPO\n")
+    with pytest.raises(Refusal, match=r"objective has no key name.*name: my_objective"):
+        check_arguments(["--config-dir", str(tmp_path), "objective=mine"])
+
+
 def test_resume_of_something_else(tmp_path):
     from lit_pref.app.resume import resume_run
 
+    run = tmp_path / "a_run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(Refusal, match=f"give the run: resume={run}"):
+        resume_run(run / "checkpoints" / "last.ckpt", [])
     with pytest.raises(Refusal, match="not a run directory"):
         resume_run(tmp_path, [])

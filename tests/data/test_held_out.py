@@ -9,6 +9,7 @@ import torch
 
 from lit_pref.callbacks import Evaluation
 from lit_pref.data import OfflineDataModule, OnPolicyDataModule
+from lit_pref.data.task_set import round_size
 from lit_pref.objectives import DPO, KTO, RewardModel
 from lit_pref.policies import FrozenReference, HFPolicy, gpt_nano
 from lit_pref.sampling import NativeSampler
@@ -64,6 +65,17 @@ def test_the_last_tenth_of_stored_pairs_is_held_out():
     assert data.left_out == 1
     fit(RewardModel(HFPolicy(gpt_nano())), data)
     assert {g.prompt.id for g in data.round.groups} < set(range(23))
+
+
+def test_groups_that_no_whole_batch_has_room_for_are_said(caplog):
+    caplog.set_level("INFO", logger="lit_pref.data")
+    said = "1 of 23 groups are left out of each round"
+    offline(Stored(seed=0), held_out=0.1)
+    assert said in caplog.text and "divides 23 uses all" in caplog.text
+    caplog.clear()
+    round_size(10, 23, 2, what="set")  # rounds of a given size go on through the set
+    round_size("all", 22, 2, what="set")
+    assert not caplog.records
 
 
 def test_at_least_one_pair_is_held_out_and_none_by_default():

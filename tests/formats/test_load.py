@@ -77,7 +77,7 @@ def test_a_missing_column_names_the_nearest_and_the_line(write, chat_encoder):
     message = refusal(load_groups, path, chat_encoder)
     assert message.startswith(f"{path}, line 2: the column 'prompt' is missing.")
     assert "Did you mean 'Promt'?" in message
-    assert "task.columns={prompt: Promt}" in message
+    assert "'task.columns={prompt: Promt}'" in message  # as a shell takes it
     assert "got 'Promt', 'chosen', 'rejected'" in message
 
 

@@ -59,6 +59,7 @@ def test_missing_file_folder_and_impossible_path(tmp_path):
     ("line", "says"),
     [
         ('{"prompt": "a"', "not JSON"),
+        ('{"prompt": "' + 20 * "a" + '",', "at column 3"),  # its end, not the next line's start
         ("hello", "not JSON"),
         ("[1, 2]", "not an object"),
         ('[{"prompt": "a"},', "JSON array"),

@@ -25,6 +25,8 @@ def test_by_hand():
 
 def test_an_item_above_the_budget_is_alone():
     assert fitting([20, 5, 5], 10) == [[0], [1, 2]]
+    # nor may others fill their part up to it: 16 + 16 is above 31
+    assert sorted(loads([32, 16, 16, 1], fitting([32, 16, 16, 1], 31))) == [16, 17, 32]
 
 
 @given(SIZES, st.integers(1, 3))

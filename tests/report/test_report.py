@@ -363,6 +363,13 @@ def test_final_table(tmp_path):
     assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines[1:-1]}) == 1
 
 
+def test_a_run_without_a_reward_says_so(run_dir):
+    none = {**SUMMARY, "status": "finished", "reward_start": None, "reward_final": None}
+    line = next(x for x in final_table(none).splitlines() if x.startswith("reward"))
+    assert line.endswith("not measured: no reward was given, and the task has none of its own")
+    assert "not measured" not in final_table({**none, "status": "failed"})  # it never came so far
+
+
 def test_final_table_wraps_and_survives_missing_values():
     text = final_table({**SUMMARY, "reason": "word " * 40}, width=60)
     assert max(map(len, text.splitlines())) <= 60

@@ -9,6 +9,7 @@ import pytest
 from lit_pref.errors import Refusal
 from lit_pref.report import is_sweep, read_sweep, write_sweep
 from lit_pref.report.statistics import estimate, t_quantile
+from lit_pref.report.sweep_page import _scale
 
 
 def test_interval_by_hand():
@@ -29,6 +30,42 @@ def test_quantiles_of_student(freedom, t):
 
 def cell(number, overrides, status="finished", **summary):
     return number, overrides, {"status": status, "seed": 0, **summary}
+
+
+def test_a_seed_counts_once_also_where_it_is_the_default_one(tmp_path):
+    """The grid was made without seeds, and grew by seed=0,1: the first cell is seed 0 again."""
+    listed = []
+    cells = [
+        ([], "finished", 0, 0.2), (["seed=0"], "finished", 0, 0.2), (["seed=1"], "finished", 1, 0.4)
+    ]  # fmt: skip
+    for number, (seed, status, value, reward) in enumerate(cells):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        summary = {"status": status, "seed": value, "reward_final": reward, "objective": "dpo"}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        listed.append(
+            {"number": number, "folder": str(number), "overrides": ["data.reuse=2", *seed]}
+        )
+    (tmp_path / "sweep.json").write_text(json.dumps({"cells": listed}))
+    record = read_sweep(tmp_path)
+    assert len(record.cells) == 3
+    [setting] = record.settings()
+    assert (setting.finished, len(setting.cells), setting.repeated) == (2, 2, 1)
+    assert setting.measure("reward_final").mean == pytest.approx(0.3)
+    assert setting.notes() == ["1 more with the same seeds, not counted"]
+    (tmp_path / "0" / "summary.json").write_text(json.dumps({"status": "failed", "seed": 0}))
+    [setting] = read_sweep(tmp_path).settings()  # the one that finished stands for the seed
+    assert setting.finished == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.0996, 0.1004, "0.09960 to 0.10040"), (0.0, 1.0, "0.0 to 1.0"), (-120.0, 80.0, "-120 to 80")
+    ],
+)  # fmt: skip
+def test_the_ends_of_a_scale_differ(low, high, text):
+    assert _scale(low, high) == text
 
 
 @pytest.fixture

@@ -126,6 +126,25 @@ def test_callable_gets_only_the_columns_it_names():
     assert two.score([group("x", "abc", p="clash", r="clash")]) == [3.0]
 
 
+def test_an_argument_that_is_no_column_names_the_columns():
+    groups = [group("p", "a", anwser="a", level=3)]
+    says = r"'answer' is no column of these prompts \(they have anwser, level; did you mean anwser"
+    with pytest.raises(RewardError, match=says):
+        checked_scores(CallableReward(ratio), groups)
+    with pytest.raises(RewardError, match="they have none"):
+        checked_scores(CallableReward(ratio), [group("p", "a")])
+
+
+def test_a_function_of_one_response_is_told_how_to_say_so():
+    for function in (lambda prompt, response: float(len(response)), _length):
+        with pytest.raises(RewardError, match=r"returned float; .* set reward.takes=one"):
+            checked_scores(CallableReward(function), [group("p", "a", "bb")])
+
+
+async def _length(prompt, response):
+    return float(len(response))
+
+
 def test_callable_chat_prompts_arrive_as_messages():
     messages = [{"role": "user", "content": "hi"}]
     chat = Group(prompt=Prompt(id=0, text=messages, ids=[1]), responses=[Response(ids=[1])])

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lit_pref.objectives.families.paired import PairedModule, PairwiseArgs
+from lit_pref.objectives.returned import losses_and_metrics
 from lit_pref.transfer import sent
 from lit_pref.types import Batch, Needs, TokenStats
 
@@ -122,8 +123,11 @@ class PairwiseModule(PairedModule):
     def batch_loss(self, stats: TokenStats, batch: Batch) -> Tensor:
         chosen, rejected = self.sides(stats, batch)
         weight = batch.view.pair["weight"].to(stats.logps)
-        losses, metrics = self.pair_loss(
-            chosen, rejected, margin=batch.view.pair["margin"].to(stats.logps)
+        losses, metrics = losses_and_metrics(
+            self.pair_loss(chosen, rejected, margin=batch.view.pair["margin"].to(stats.logps)),
+            len(weight),
+            method=f"{type(self).__name__}.pair_loss",
+            per="pair",
         )
         metrics = {"logps/chosen": chosen.logps, "logps/rejected": rejected.logps, **metrics}
         self.window.add_all(metrics, weight)

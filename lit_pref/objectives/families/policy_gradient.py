@@ -14,6 +14,7 @@ from lit_pref.functional.policy_gradient import k3_kl, token_weights
 from lit_pref.functional.segments import suffix_sum
 from lit_pref.objectives.base import ObjectiveModule, SharedArgs
 from lit_pref.objectives.checks import choice, within
+from lit_pref.objectives.returned import checked_losses
 from lit_pref.transfer import sent
 from lit_pref.types import Batch, FlatTokens, Needs, Policy, Refusal, Round, TokenStats, View
 
@@ -199,7 +200,12 @@ class PolicyGradientModule(ObjectiveModule):
         advantage = view.token.get("advantage")
         if advantage is None:
             advantage = view.response["advantage"][owner]
-        losses = self.token_loss(logps, old, advantage.to(logps), tokens)
+        losses = checked_losses(
+            self.token_loss(logps, old, advantage.to(logps), tokens),
+            len(logps),
+            method=f"{type(self).__name__}.token_loss",
+            per="response token",
+        )
         weight = view.response["weight"].to(logps)
         self._track(stats, batch, advantage, weight[owner])
         if self.kl_coef > 0 and self.kl_in == "loss":

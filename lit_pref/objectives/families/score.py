@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from lit_pref.objectives.families.paired import PairedModule, PairwiseArgs
 from lit_pref.objectives.families.pairwise import reward_metrics
+from lit_pref.objectives.returned import checked_losses
 from lit_pref.objectives.run_data import data_of
 from lit_pref.policies.heads import ScalarHead, freeze_output_layer
 from lit_pref.policies.scorer import save_scorer
@@ -81,7 +82,12 @@ class ScoreModule(PairedModule):
         assert pairs is not None
         chosen, rejected = scores[pairs[:, 0]], scores[pairs[:, 1]]
         weight = batch.view.pair["weight"].to(scores)
-        losses = self.score_loss(chosen, rejected, margin=batch.view.pair["margin"].to(scores))
+        losses = checked_losses(
+            self.score_loss(chosen, rejected, margin=batch.view.pair["margin"].to(scores)),
+            len(weight),
+            method=f"{type(self).__name__}.score_loss",
+            per="pair",
+        )
         self.window.add_all(reward_metrics(chosen, rejected), weight)
         return (losses * weight).sum() / batch.counts["pair/weight"]
 

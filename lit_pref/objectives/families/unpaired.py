@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_pref.functional.unpaired import group_labels
 from lit_pref.objectives.base import ObjectiveModule
+from lit_pref.objectives.returned import losses_and_metrics
 from lit_pref.types import Batch, Group, Needs, Round, TokenStats, View
 
 __all__ = ["UnpairedModule"]
@@ -86,7 +87,12 @@ class UnpairedModule(ObjectiveModule):
         ref = self.response_sums(batch.notes.token["ref_logps"].to(logps), batch.tokens)
         weight = batch.view.response["weight"].to(logps)
         desirable = batch.view.response["desirable"] > 0
-        losses, metrics = self.response_loss(logps - ref, desirable, batch)
+        losses, metrics = losses_and_metrics(
+            self.response_loss(logps - ref, desirable, batch),
+            len(weight),
+            method=f"{type(self).__name__}.response_loss",
+            per="response",
+        )
         self._log(logps, desirable, weight, metrics)
         return (losses * weight).sum() / batch.counts["response/weight"]
 
