@@ -338,7 +338,7 @@ class ObjectiveModule(L.LightningModule):
             "identity": self.identity(),
             "objective_state": self.objective_state(),
             "windows": _from_all({n: v.cpu() for n, v in self.window.state().items()}),
-            "skipped": self.guard.state(at=self.trainer.global_step),
+            "skipped": self.guard.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -82,9 +82,9 @@ class StepGuard:
         most, self._most = max(self._most, self._read(at)), 0
         self._check(most)
 
-    def state(self, *, at: int) -> list[int]:
+    def state(self) -> list[int]:
         """[steps left out, the last of them in a row], for checkpoints."""
-        self._most = max(self._most, self._read(at))
+        self._most = max(self._most, self._read())
         return [self.skipped, self.in_a_row]
 
     def load(self, state: list[int]) -> None:
@@ -108,7 +108,7 @@ class StepGuard:
         row = (row + 1) * bad
         self._counts = torch.stack([skipped + bad, row, torch.maximum(most, row)])
 
-    def _read(self, at: int) -> int:
+    def _read(self, at: int | None = None) -> int:
         if self._counts is None:
             return self.in_a_row
         skipped, row, most = (int(n) for n in self._counts.tolist())
@@ -116,13 +116,15 @@ class StepGuard:
         self._add(skipped, row, at=at)
         return most
 
-    def _add(self, skipped: int, in_a_row: int, *, at: int) -> None:
+    def _add(self, skipped: int, in_a_row: int, *, at: int | None) -> None:
         self.skipped += skipped
         self.in_a_row = in_a_row
         if skipped:
             log.warning(
                 "%s skipped: the gradient is not finite (%d skipped so far)",
-                f"step {at}" if skipped == 1 else f"{skipped} steps up to step {at} were",
+                f"step {at}"
+                if skipped == 1 and at is not None
+                else f"{skipped} steps since the last row of metrics.csv were",
                 self.skipped,
             )
 

@@ -80,7 +80,7 @@ def test_a_row_that_ended_before_it_was_read_is_an_error_too():
 @pytest.mark.parametrize("kind", [StepGuard, Ahead])
 def test_checkpoints_hold_the_counts(kind):
     _, guard = run(kind, [False, True, True])
-    state = guard.state(at=3)
+    state = guard.state()
     assert state == [2, 2]
     other = kind(2)
     other.load(state)
@@ -102,7 +102,7 @@ def test_a_checkpoint_does_not_hide_a_long_row():
     for value in (float("nan"), float("nan"), 1.0):
         weight.grad = torch.full((1,), value)
         guard.step(optimizer, weight.grad.norm(), Window(), at=0)
-    assert guard.state(at=3) == [2, 0]
+    assert guard.state() == [2, 0]
     with pytest.raises(NonFiniteGradients, match="2 steps"):
         guard.read(at=3)
 
@@ -111,5 +111,5 @@ def test_the_log_says_it_once(caplog):
     with caplog.at_level(logging.WARNING):
         run(Ahead, [True, True, True, False], read_every=4)
     assert [r.getMessage() for r in caplog.records] == [
-        "3 steps up to step 3 were skipped: the gradient is not finite (3 skipped so far)"
+        "3 steps since the last row of metrics.csv were skipped: the gradient is not finite (3 skipped so far)"
     ]
