@@ -247,7 +247,7 @@ class ObjectiveModule(L.LightningModule):
             names = sorted(set().union(*_from_all(names)))
         values = self.window.flush(self.sum_over_processes, names)
         finish_importance(values)
-        self.guard.read(at=self.trainer.global_step)
+        self.guard.read()
         values["skipped_steps"] = float(self.guard.skipped)
         progress = data_of(self.trainer).progress()
         for logger in self.trainer.loggers:

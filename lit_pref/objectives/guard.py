@@ -70,16 +70,13 @@ class StepGuard:
         self._add(int(not taken), 0 if taken else self.in_a_row + 1, at=at)
         self._check(self.in_a_row)
 
-    def read(self, *, at: int) -> None:
+    def read(self) -> None:
         """Bring counts to the host; the device is waited for.
-
-        Args:
-            at: number of the step, for the log.
 
         Raises:
             NonFiniteGradients: since the last call, more in a row than allowed were left out.
         """
-        most, self._most = max(self._most, self._read(at)), 0
+        most, self._most = max(self._most, self._read()), 0
         self._check(most)
 
     def state(self) -> list[int]:
@@ -108,23 +105,23 @@ class StepGuard:
         row = (row + 1) * bad
         self._counts = torch.stack([skipped + bad, row, torch.maximum(most, row)])
 
-    def _read(self, at: int | None = None) -> int:
+    def _read(self) -> int:
         if self._counts is None:
             return self.in_a_row
         skipped, row, most = (int(n) for n in self._counts.tolist())
         self._counts = None
-        self._add(skipped, row, at=at)
+        self._add(skipped, row)
         return most
 
-    def _add(self, skipped: int, in_a_row: int, *, at: int | None) -> None:
+    def _add(self, skipped: int, in_a_row: int, *, at: int | None = None) -> None:
         self.skipped += skipped
         self.in_a_row = in_a_row
         if skipped:
             log.warning(
                 "%s skipped: the gradient is not finite (%d skipped so far)",
-                f"step {at}"
-                if skipped == 1 and at is not None
-                else f"{skipped} steps since the last row of metrics.csv were",
+                f"{skipped} of the steps since the last row of metrics.csv"
+                if at is None
+                else f"step {at}",
                 self.skipped,
             )
 
