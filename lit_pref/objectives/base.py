@@ -198,8 +198,7 @@ class ObjectiveModule(L.LightningModule):
         assert not isinstance(optimizer, list)
         self._lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
-        if not getattr(self.policy, "training", False):  # a walk over all modules
-            self.policy.train()
+        self.policy.train()
         if batch.counts["responses"] > 0:
             (backward_coupled if self.couples_batch else backward)(self, batch)
         self._update(optimizer, batch)

@@ -186,6 +186,30 @@ def test_steps_with_non_finite_gradients_are_skipped_then_stop_the_run(job):
     assert patient.summary["kl_final"] == 0
 
 
+def test_every_module_is_in_training_mode_from_the_first_step(job, monkeypatch, tmp_path):
+    """Saved models load in eval mode, in which transformers keeps all activations in spite of
+    model.gradient_checkpointing=true; nothing that evaluates sets the mode here."""
+    from pathlib import Path
+
+    from lit_pref.policies import HFPolicy, tiny
+
+    HFPolicy(tiny()).load().save_pretrained(str(tmp_path / "model"))
+    pairs = Path(__file__).parents[2] / "docs" / "examples" / "pairs.jsonl"
+    modes, forward = [], HFPolicy.forward
+
+    def watched(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            modes.append(all(m.training for m in self.modules()))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(HFPolicy, "forward", watched)
+    done = job("objective=dpo", "data=offline", "task=text", "model=hf", f"model.path={tmp_path}/model",
+               "data.batch_size=4", "callbacks=minimal", "~callbacks.evaluation", "trainer.max_steps=2", f"task.pairs={pairs}",
+               "model.gradient_checkpointing=true", "export=false")  # fmt: skip
+    assert done.outcome.exit_code == 0, done.summary["reason"]
+    assert modes == [True, True]
+
+
 def test_schedule_and_optimizer_come_from_the_configuration(job):
     done = job("objective=dpo", "data.rounds=5", "callbacks=minimal", "scheduler=linear",
                "scheduler.warmup_steps=1", "optimizer=sgd", "optimizer.lr=0.5",
