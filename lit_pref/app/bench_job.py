@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import resource
 import sys
 import tempfile
@@ -119,8 +118,6 @@ def measure(cfg: DictConfig, steps: int) -> str:
     cfg.data.rounds = max(int(cfg.data.rounds), steps)
     if str(cfg.trainer.accelerator) == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     settle_precision(cfg)
     L.seed_everything(cfg.seed, workers=False, verbose=False)
     parts = build(cfg)

@@ -311,9 +311,9 @@ def trainer_of(cfg: DictConfig, parts: Parts, folder: str, **extra: Any) -> L.Tr
     options = _nested(OmegaConf.to_container(cfg.trainer, resolve=True))
     wanted = parts.data.trainer_kwargs()
     callbacks = wanted.pop("callbacks")
-    callbacks += [make(node) for node in _present(cfg.callbacks)]
+    callbacks += [make(node) for node in _present(cfg.get("callbacks"))]
     callbacks += [RunFiles(folder), *extra.pop("callbacks", [])]
-    loggers = [MetricsCSV(folder), *(make_logger(node) for node in _present(cfg.logger))]
+    loggers = [MetricsCSV(folder), *(make_logger(node) for node in _present(cfg.get("logger")))]
     try:
         return L.Trainer(
             **{**options, **wanted},

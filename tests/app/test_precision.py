@@ -76,6 +76,8 @@ def test_a_run_is_saved_and_resumed_with_what_was_found(tmp_path):
         "data.prompts_per_round=4",
         "data.batch_size=4",
         "task=token_bandit",
+        "~callbacks",
+        "~logger",
     ]
     command = [sys.executable, TRAIN, "objective=reinforce", *small,
                "trainer.precision=auto", f"hydra.run.dir={tmp_path}/run"]  # fmt: skip
@@ -84,7 +86,13 @@ def test_a_run_is_saved_and_resumed_with_what_was_found(tmp_path):
     assert "trainer.precision=auto: " in done.stdout + done.stderr
     found = OmegaConf.load(tmp_path / "run" / "config.yaml").trainer.precision
     assert found in ("32-true", "bf16-mixed")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    resumed = [sys.executable, TRAIN, f"resume={tmp_path}/run", "data.rounds=3"]
+    done = subprocess.run(resumed, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "trainer.precision=auto" not in done.stdout + done.stderr  # it is not tried again
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").trainer.precision == found
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 3)
 
 
 def test_sweeps_refuse_it(tmp_path):
