@@ -52,7 +52,9 @@ def kto_loss(
     )
 
 
-def class_shift(rewards: Tensor, desirable: Tensor) -> Tensor:
+def class_shift(
+    rewards: Tensor, desirable: Tensor, *, weight: Tensor | None = None
+) -> Tensor:
     r"""BCO's reward shift: halfway between the mean rewards of the two classes, a constant.
 
     .. math:: \delta = \tfrac12\left(E_{D^+}[r] + E_{D^-}[r]\right)
@@ -62,12 +64,18 @@ def class_shift(rewards: Tensor, desirable: Tensor) -> Tensor:
     Args:
         rewards: [B] implicit rewards of the whole batch.
         desirable: [B] booleans.
+        weight: [B] how often each response counts (None: once).
 
     Returns:
         A scalar without gradient; an empty class does not count.
     """
     fixed = rewards.detach()
-    sides = [fixed[mask].mean() for mask in (desirable, ~desirable) if bool(mask.any())]
+    often = torch.ones_like(fixed) if weight is None else weight.to(fixed)
+    sides = [
+        (fixed[mask] * often[mask]).sum() / often[mask].sum()
+        for mask in (desirable, ~desirable)
+        if bool(mask.any())
+    ]
     return torch.stack(sides).mean() if sides else fixed.new_zeros(())
 
 

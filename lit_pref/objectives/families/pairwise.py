@@ -29,6 +29,7 @@ class Side:
         owner: [T] response that owns each token.
         ref_token_logps: [T] the reference's, or None.
         all_lengths: [B] lengths of all responses of the micro-batch.
+        weight: [N] how often each pair counts in the mean over pairs, or None: all the same.
         stats: all statistics of the forward.
     """
 
@@ -41,6 +42,7 @@ class Side:
     stats: TokenStats
     ref_token_logps: Tensor | None = None
     all_lengths: Tensor | None = None
+    weight: Tensor | None = None
 
     @property
     def log_ratio(self) -> Tensor:
@@ -104,6 +106,7 @@ class PairwiseModule(PairedModule):
         ref_logps = None if ref is None else self.response_sums(ref, tokens)
         lengths = sent(tokens.lengths, logps.device)
         assert batch.view.pairs is not None
+        weight = batch.view.pair["weight"].to(logps)
 
         def side(index: Tensor) -> Side:
             return Side(
@@ -116,6 +119,7 @@ class PairwiseModule(PairedModule):
                 stats=stats,
                 ref_token_logps=ref,
                 all_lengths=lengths,
+                weight=weight,
             )
 
         return side(batch.view.pairs[:, 0]), side(batch.view.pairs[:, 1])
