@@ -170,6 +170,22 @@ def test_combinations_are_refused(overrides, words, tmp_path):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_a_column_that_the_reward_asks_for_is_missed_at_once(tmp_path, monkeypatch):
+    (tmp_path / "needs_answer.py").write_text(
+        "def exact(prompts, responses, answer):\n    return [0.0 for _ in responses]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"prompt": "p", "answer": "a"}\n' * 16)
+    (tmp_path / "held.jsonl").write_text('{"prompt": "q", "anwser": "a"}\n')
+    callable_ = [*TEXT[:2], "reward=callable", "reward.function=needs_answer.exact"]
+    reason = refused(callable_, tmp_path)
+    assert "'answer' is no column of these prompts (they have none)" in reason
+    files = [f"task.prompts={tmp_path}/train.jsonl", f"task.validation={tmp_path}/held.jsonl"]
+    reason = refused([*callable_, *files], tmp_path)
+    assert "held.jsonl" in reason and "(they have anwser; did you mean anwser?)" in reason
+    assert not list(tmp_path.rglob("samples.jsonl"))
+
+
 def pairs_file(tmp_path, *lines):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(lines) + "\n")

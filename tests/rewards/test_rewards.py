@@ -11,12 +11,14 @@ from lit_pref.rewards import (
     CallableReward,
     KeywordReward,
     LengthReward,
+    NoisyPreference,
     RegexReward,
     RewardError,
     WeightedSum,
     checked_scores,
     task_reward,
 )
+from lit_pref.rewards.scoring import check_prompts
 from lit_pref.types import Group, Prompt, Refusal, Response
 
 
@@ -133,6 +135,19 @@ def test_an_argument_that_is_no_column_names_the_columns():
         checked_scores(CallableReward(ratio), groups)
     with pytest.raises(RewardError, match="they have none"):
         checked_scores(CallableReward(ratio), [group("p", "a")])
+
+
+def test_columns_are_checked_before_a_response_is_there():
+    prompts = [Prompt(id=n, text="p", ids=[1], columns=c) for n, c in enumerate([{"level": 3}, {}])]
+    says = r"function=.*ratio: .*'answer' is no column of these prompts \(they have level\)"
+    noisy = NoisyPreference(CallableReward(ratio), flip=0.1)
+    for source in (CallableReward(ratio), WeightedSum([noisy], weights=[1.0], normalise="group")):
+        with pytest.raises(Refusal, match=says):
+            check_prompts(source, prompts)
+    reward = CallableReward(ratio)
+    prompts[0].columns["answer"] = "a"
+    check_prompts(reward, prompts)  # the second row lacks it, and is scored with None
+    assert checked_scores(reward, [group("p", "a")]) == [0.0]
 
 
 def test_a_function_of_one_response_is_told_how_to_say_so():
