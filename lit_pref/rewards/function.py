@@ -118,7 +118,7 @@ class UserFunction:
                 f"expected a list of {len(texts)} numbers, one per response; the function "
                 f"returned {type(out).__name__}{one}"
             )
-        return list(out)
+        return _no_coroutines(list(out))
 
     def _one_by_one(self, leading: Sequence[Sequence[Any]], columns: dict[str, list]) -> list[Any]:
         calls = [
@@ -127,7 +127,12 @@ class UserFunction:
         ]
         if self.is_async:
             return run(run_limited(calls, self._limit))
-        return [call() for call in calls]
+        first = [call() for call in calls[:1]]
+        if first and inspect.isawaitable(first[0]):  # a plain function around an async one
+            self.is_async = True
+            rest = run(run_limited(calls[1:], self._limit))
+            return [run(_awaited(first[0])), *rest]
+        return [*first, *(call() for call in calls[1:])]
 
     def _columns(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
         names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
@@ -152,6 +157,21 @@ class UserFunction:
                     "the column to the prompt file"
                 )
         return None
+
+
+def _no_coroutines(values: list[Any]) -> list[Any]:
+    """The values; an error where the function made calls of an async one and awaited none."""
+    unawaited = [v for v in values if inspect.isawaitable(v)]
+    if not unawaited:
+        return values
+    for value in unawaited:
+        if inspect.iscoroutine(value):
+            value.close()  # or Python warns of each of them
+    raise TypeError(
+        "expected numbers, one per response; the function returned calls of an async function that "
+        "nobody awaited. Declare it with async def and await them, or name the async function of "
+        "one response itself and set reward.takes=one"
+    )
 
 
 async def _awaited(value: Any) -> Any:

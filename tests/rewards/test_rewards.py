@@ -160,6 +160,15 @@ async def _length(prompt, response):
     return float(len(response))
 
 
+def test_async_functions_that_are_not_declared_as_such(recwarn):
+    around = CallableReward(lambda prompt, response: _length(prompt, response), takes="one")
+    assert checked_scores(around, [group("p", "a", "bb")]) == [1.0, 2.0]
+    listed = CallableReward(lambda prompts, responses: [_length("p", r) for r in responses])
+    with pytest.raises(RewardError, match=r"nobody awaited\. Declare it with async def"):
+        checked_scores(listed, [group("p", "a", "bb")])
+    assert not [w for w in recwarn if "never awaited" in str(w.message)]
+
+
 def test_callable_chat_prompts_arrive_as_messages():
     messages = [{"role": "user", "content": "hi"}]
     chat = Group(prompt=Prompt(id=0, text=messages, ids=[1]), responses=[Response(ids=[1])])
