@@ -82,6 +82,8 @@ class Summary:
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evaluation):
                 first, last = callback.first, callback.last
+                if callback.last_step < steps and callback.last_step <= 0:
+                    last = {}  # measured before training alone: a start and no end
                 out["reward_start"] = first.get("val/reward")
                 out["reward_final"] = last.get("val/reward")
                 out["kl_final"] = last.get("val/kl")

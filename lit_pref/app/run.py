@@ -123,10 +123,22 @@ def _say(outcome: Outcome, folder: Path) -> None:
     elif outcome.status == "interrupted":
         print(f"Interrupted. Go on with: python train.py resume={folder}", file=sys.stderr)
     elif outcome.status == "failed":
-        print(
-            f"Failed: {outcome.reason}\nSamples, metrics and the last checkpoint are in {folder}",
-            file=sys.stderr,
-        )
+        print(f"Failed: {outcome.reason}\n{_left_behind(folder)}", file=sys.stderr)
+
+
+def _left_behind(folder: Path) -> str:
+    """What a run that failed can still be asked, and whether it can go on."""
+    names = {
+        "samples": "samples.jsonl",
+        "the round that failed": "failed_round.jsonl",
+        "metrics": "metrics.csv",
+    }
+    files = {what: folder / name for what, name in names.items()}
+    there = [what for what, file in files.items() if file.exists() and file.stat().st_size]
+    text = f"In {folder}: {', '.join(there)}." if there else f"Nothing was kept in {folder}."
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        return f"{text} There is no checkpoint: it failed before the end of the first round."
+    return f"{text} Go on from its last checkpoint with: python train.py resume={folder}"
 
 
 def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> float | None:
