@@ -33,7 +33,9 @@ class Summary:
         self.trainer: L.Trainer | None = None
         self.parts: Parts | None = None
         old = folder / "summary.json"
-        self.old = json.loads(old.read_text()) if cfg.get("resume") and old.exists() else {}
+        self.found: dict[str, Any] = _summary_in(old) if old.exists() else {}
+        """What an earlier run in this folder left."""
+        self.old = self.found if cfg.get("resume") else {}
         self.values: dict[str, Any] = {}
 
     def attach(self, trainer: L.Trainer, parts: Parts) -> None:
@@ -90,6 +92,10 @@ class Summary:
                 out["length_start"] = first.get("val/mean_length")
                 out["length_final"] = last.get("val/mean_length")
                 out["entropy_final"] = last.get("val/entropy")
+                for name in ("reward", "kl"):  # where an instrument measures intervals
+                    ends = [last.get(f"val/{name}_{end}") for end in ("low", "high")]
+                    if None not in ends:
+                        out[f"{name}_final_interval"] = ends
                 if "val/accuracy" in last:  # reward models
                     out["accuracy_start"] = first.get("val/accuracy")
                     out["accuracy_final"] = last["val/accuracy"]
@@ -133,6 +139,14 @@ def _logged_counts(folder: Path) -> dict[str, int]:
         for name, column in names.items()
     }
     return {name: max(values) for name, values in logged.items() if values}
+
+
+def _summary_in(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:  # damaged: it says nothing
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -84,6 +84,12 @@ def test_the_command_line_prints_the_message_alone(tmp_path):
     assert "objective.beta" in summary["reason"]
 
 
+def test_several_values_without_a_sweep_are_pointed_to_it():
+    out = run("objective=dpo,ipo")
+    assert out.returncode == 2 and "which make a sweep: add -m" in out.stderr
+    assert "there is no such option" in run("objective=dpo,iop").stderr
+
+
 def test_help_is_light_and_useful():
     code = (
         "import sys; sys.argv = ['train.py', '--help']\n"

@@ -151,6 +151,13 @@ def test_offline_pairs_of_a_file(job):
     assert done.lines("samples.jsonl") == []  # nothing was generated but validation samples
 
 
+def test_a_run_in_the_folder_of_another_says_that_it_replaces_it(job, caplog):
+    first = job("objective=dpo", *SMALL, "data.rounds=1")
+    assert "held another run" not in caplog.text
+    job("objective=dpo", *SMALL, "data.rounds=1", folder=first.folder)
+    assert f"{first.folder} held another run (finished, 1 steps)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -182,7 +189,8 @@ def test_steps_with_non_finite_gradients_are_skipped_then_stop_the_run(job, caps
     assert "3" in done.summary["reason"]
     assert "optimizer.lr" in done.summary["reason"]
     assert done.summary["steps"] == 4
-    assert f"last checkpoint with: python train.py resume={done.folder}" in capsys.readouterr().err
+    again = f"last checkpoint with: lit-pref train resume={done.folder}"
+    assert again in capsys.readouterr().err
     # Evaluated before training alone: that is no end.
     assert done.summary["reward_start"] is not None and done.summary["reward_final"] is None
     assert done.summary["kl_final"] is None
