@@ -28,6 +28,7 @@ from lit_pref.callbacks.signals import Interrupted, StopSignals, ignore_signals,
 from lit_pref.engine.allocator import keep_freed_memory
 from lit_pref.policies.sharding import is_sharded
 from lit_pref.report import write_report
+from lit_pref.rewards import RewardError
 from lit_pref.types import Refusal
 
 __all__ = ["Outcome", "run_job"]
@@ -104,6 +105,10 @@ def _ended(
             outcome = Outcome("failed", 1, reason=f"something called sys.exit({end.code!r})")
     except PreparationFailed as error:
         outcome = Outcome("failed", 1, reason=str(error))
+    except RewardError as error:
+        if error.__cause__ is not None:  # where in the user's code
+            log.error("%s", "".join(traceback.format_exception(error.__cause__)))
+        outcome = Outcome("failed", 1, reason=f"RewardError: {error}")
     except Exception as error:
         log.error("%s", traceback.format_exc())
         outcome = Outcome("failed", 1, reason=f"{type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from lit_pref.rewards.background import run, run_limited
+from lit_pref.rewards.signature import check_leading, needed_columns, parameters_of
 from lit_pref.types import Prompt, Refusal
 
 __all__ = ["Takes", "UserFunction", "resolve_function"]
@@ -63,8 +64,9 @@ class UserFunction:
         self.takes = takes
         self.concurrency = concurrency or (_ASYNC_CALLS if self.is_async else 1)
         self._limit = asyncio.Semaphore(self.concurrency)
-        self._taken, self._accepted = _parameters(self.function, leading)
-        self._needed = _needed(self.function, leading)
+        check_leading(self.function, leading, one=takes == "one", label=self.label)
+        self._taken, self._accepted = parameters_of(self.function, leading)
+        self._needed = needed_columns(self.function, leading)
         self._known: set[str] = set()
 
     @property
@@ -241,33 +243,6 @@ def _submodules(package: str) -> list[str]:
 def _nearest(name: str, known: Iterable[str], *, prefix: str) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
-
-
-def _parameters(
-    function: Callable[..., Any], leading: int
-) -> tuple[frozenset[str], frozenset[str] | None]:
-    """Names of the first parameters, and those of the others (None: any name)."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return frozenset(), frozenset()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = frozenset(p.name for p in parameters[:leading] if p.kind in positional)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return taken, None
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return taken, frozenset(p.name for p in parameters if p.kind in named)
-
-
-def _needed(function: Callable[..., Any], leading: int) -> list[str]:
-    """Names of the parameters after the first that have no default."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return []
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    rest = [p for p in parameters[leading:] if p.kind in named]
-    return [p.name for p in rest if p.default is inspect.Parameter.empty]
 
 
 def _label(function: Callable[..., Any]) -> str:

@@ -166,7 +166,9 @@ def test_a_run_in_the_folder_of_another_says_that_it_replaces_it(job, caplog):
         (short_reward, ["expected", "short_reward"]),
     ],
 )
-def test_a_reward_that_fails_stops_the_run_and_keeps_the_round(job, capsys, function, words):
+def test_a_reward_that_fails_stops_the_run_and_keeps_the_round(
+    job, capsys, caplog, function, words
+):
     path = f"tests_integration_support.{function.__name__}"
     done = job("objective=dpo", *SMALL, "reward=callable", f"reward.function={path}")
     assert done.outcome.exit_code == 1
@@ -179,6 +181,10 @@ def test_a_reward_that_fails_stops_the_run_and_keeps_the_round(job, capsys, func
     assert (done.folder / "report.html").exists()
     said = capsys.readouterr().err
     assert "the round that failed. There is no checkpoint" in said
+    internal = "in finished"  # of the sampler: says nothing to whom the reward belongs
+    assert ("in failing_reward" in caplog.text, internal in caplog.text) == (
+        function is failing_reward, False
+    )  # fmt: skip
 
 
 def test_steps_with_non_finite_gradients_are_skipped_then_stop_the_run(job, capsys):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_pref.rewards import (
+    CallableOracle,
     CallableReward,
     KeywordReward,
     LengthReward,
@@ -135,6 +136,23 @@ def test_an_argument_that_is_no_column_names_the_columns():
         checked_scores(CallableReward(ratio), groups)
     with pytest.raises(RewardError, match="they have none"):
         checked_scores(CallableReward(ratio), [group("p", "a")])
+
+
+def test_a_function_that_cannot_be_given_prompts_and_responses_is_refused():
+    def by_name(completions, **columns):
+        return [0.0 for _ in completions]
+
+    def alone(response):
+        return 0.0
+
+    says = r"called with prompts, responses by position.* takes \(completions, \*\*columns\)"
+    with pytest.raises(Refusal, match=says):
+        CallableReward(by_name)
+    with pytest.raises(Refusal, match=r"define it as alone\(prompt, response, \.\.\.\)"):
+        CallableReward(alone, takes="one")
+    with pytest.raises(Refusal, match="called with prompts, first, second by position"):
+        CallableOracle(lambda prompts, responses: [])
+    CallableReward(lambda *lists: [0.0 for _ in lists[0]])
 
 
 def test_columns_are_checked_before_a_response_is_there():
