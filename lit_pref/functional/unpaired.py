@@ -52,9 +52,7 @@ def kto_loss(
     )
 
 
-def class_shift(
-    rewards: Tensor, desirable: Tensor, *, weight: Tensor | None = None
-) -> Tensor:
+def class_shift(rewards: Tensor, desirable: Tensor, *, weight: Tensor | None = None) -> Tensor:
     r"""BCO's reward shift: halfway between the mean rewards of the two classes, a constant.
 
     .. math:: \delta = \tfrac12\left(E_{D^+}[r] + E_{D^-}[r]\right)

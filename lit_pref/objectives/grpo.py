@@ -114,9 +114,7 @@ class GRPO(PolicyGradientModule):
             return whiten(centred, shift=self.baseline == "batch", weight=weight)
         return centred
 
-    def _centred(
-        self, rewards: Tensor, group: Tensor, count: int, weight: Tensor | None
-    ) -> Tensor:
+    def _centred(self, rewards: Tensor, group: Tensor, count: int, weight: Tensor | None) -> Tensor:
         if self.baseline == "group":
             return subtract_group_mean(rewards, group, count)
         return subtract_mean(rewards, weight=weight) if self.baseline == "batch" else rewards

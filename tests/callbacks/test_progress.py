@@ -26,7 +26,11 @@ def test_a_reward_model_says_its_accuracy(caplog):
 )  # fmt: skip
 def test_the_plan_and_what_validates_it_come_first(fit, caplog, every, rounds, when):
     with caplog.at_level(logging.INFO, logger="lit_pref"):
-        fit(DPO(policy(), reference=Reference()), [RunProgress(), Evaluation(every_n_rounds=every)], rounds=rounds)
+        fit(
+            DPO(policy(), reference=Reference()),
+            [RunProgress(), Evaluation(every_n_rounds=every)],
+            rounds=rounds,
+        )
     lines = [r.getMessage() for r in caplog.records if r.name == "lit_pref.callbacks.progress"]
     assert lines[0] == f"training: {2 * rounds} steps = {rounds} rounds x 1 passes x 2 batches"
     assert lines[1].startswith("validation (val_reward, kl): ")
