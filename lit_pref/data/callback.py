@@ -70,6 +70,19 @@ class RoundCallback(L.Callback):
                     f"trainer.{name}={value} does not apply (an optimizer step is one batch of "
                     f"groups, optimised manually); use {instead} instead"
                 )
+        if trainer.fast_dev_run:
+            raise Refusal(
+                "trainer.fast_dev_run cuts rounds into pieces; for a run of a moment set "
+                "data.rounds=1 (on the command line debug=fast)"
+            )
+        limit = trainer.limit_train_batches
+        whole = limit == 1.0 if isinstance(limit, float) else limit >= data.batches_per_pass
+        if not whole:
+            raise Refusal(
+                f"trainer.limit_train_batches={limit} (or overfit_batches) would leave out batches "
+                f"of every round, which has {data.batches_per_pass} of data.batch_size="
+                f"{data.batch_size}; set data.prompts_per_round or data.rounds for fewer"
+            )
         if trainer.precision in ("16-mixed", "16-true"):
             raise Refusal(
                 f"trainer.precision={trainer.precision}: half precision with loss scaling is not "

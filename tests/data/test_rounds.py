@@ -232,6 +232,25 @@ def test_the_trainer_must_be_set_up_for_rounds():
         trainer.fit(dpo(), datamodule=data)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"limit_train_batches": 1}, r"limit_train_batches=1 .* has 2 of data\.batch_size=2"),
+        ({"limit_train_batches": 0.5}, r"limit_train_batches=0\.5"),
+        ({"overfit_batches": 1}, "overfit_batches"),
+        ({"fast_dev_run": True}, r"fast_dev_run .* data\.rounds=1"),
+    ],
+)
+def test_trainers_that_leave_out_batches_are_refused(tmp_path, options, words):
+    with pytest.raises(Refusal, match=words):
+        train(dpo(), onpolicy(), tmp_path, **options)
+
+
+def test_a_limit_of_all_batches_is_none(tmp_path):
+    trainer, _ = train(dpo(), onpolicy(rounds=1), tmp_path, limit_train_batches=2)
+    assert trainer.global_step == 4
+
+
 def test_a_second_trainer_must_be_set_up_for_rounds_too(tmp_path):
     data = onpolicy(rounds=1, reuse=1)
     objective = dpo()
