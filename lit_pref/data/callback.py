@@ -70,7 +70,7 @@ class RoundCallback(L.Callback):
                     f"trainer.{name}={value} does not apply (an optimizer step is one batch of "
                     f"groups, optimised manually); use {instead} instead"
                 )
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning, not declared
             raise Refusal(
                 "trainer.fast_dev_run cuts rounds into pieces; for a run of a moment set "
                 "data.rounds=1 (on the command line debug=fast)"

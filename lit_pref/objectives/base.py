@@ -251,6 +251,8 @@ class ObjectiveModule(L.LightningModule):
         progress = data_of(self.trainer).progress()
         for logger in self.trainer.loggers:
             logger.log_metrics({**progress, **values}, step=self.trainer.global_step)
+        # what EarlyStopping, ModelCheckpoint and progress bars of Lightning read
+        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
         self.latest = values
 
     def sum_over_processes(self, values: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Rounds, passes and batches: counters, ages, orders, and what a checkpoint holds."""
 
+import csv
 import itertools
 import json
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lit_pref.callbacks import MetricsCSV, RunFiles
@@ -244,6 +246,26 @@ def test_the_trainer_must_be_set_up_for_rounds():
 def test_trainers_that_leave_out_batches_are_refused(tmp_path, options, words):
     with pytest.raises(Refusal, match=words):
         train(dpo(), onpolicy(), tmp_path, **options)
+
+
+def test_callbacks_of_lightning_can_monitor_what_is_logged(tmp_path):
+    data, objective = onpolicy(reuse=1), dpo()
+    wanted = data.trainer_kwargs()
+    stop = EarlyStopping(
+        monitor="loss", stopping_threshold=10.0, check_on_train_epoch_end=True
+    )  # any loss of DPO is below: it ends after the first of three passes
+    wanted["callbacks"].append(stop)
+    trainer = L.Trainer(
+        **wanted, logger=[MetricsCSV(tmp_path)], log_every_n_steps=1, accelerator="cpu",
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(objective, datamodule=data)
+    assert trainer.global_step == 2
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert float(trainer.callback_metrics["loss"]) == pytest.approx(float(rows[-1]["loss"]))
+    assert float(trainer.callback_metrics["rewards/margins"]) == pytest.approx(
+        float(rows[-1]["rewards/margins"])
+    )
 
 
 def test_a_limit_of_all_batches_is_none(tmp_path):
