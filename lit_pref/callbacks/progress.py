@@ -11,6 +11,7 @@ import lightning as L
 from tqdm.auto import tqdm
 
 from lit_pref.callbacks.evaluation import Evaluation
+from lit_pref.rewards.base import measuring
 from lit_pref.types import Group, Round
 
 __all__ = ["RunProgress"]
@@ -61,7 +62,7 @@ class RunProgress(L.Callback):
         )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evaluation) and pl_module.needs.policy:
-                log.info("validation (val_reward, kl): %s", _validation(callback, data))
+                log.info("validation: %s", _validation(callback, data))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -157,13 +158,16 @@ class RunProgress(L.Callback):
 
 def _validation(evaluation: Evaluation, data: Any) -> str:
     """What is measured, and when."""
-    prompts, each = len(data.validation_prompts), evaluation.responses
-    every, unit = evaluation.every_n_rounds, "pass" if data.rounds == 1 else "round"
-    again = f"after every {every} {unit}{'es' if unit == 'pass' else 's'}, " if every > 1 else ""
-    if every == 1:
-        again = f"after every {unit}, "
+    rewarded = (data.task.true_reward() or measuring(data.reward)) is not None
+    files = sorted({p.file for p in data.validation_prompts if p.file})
+    where = f" of {files[0]}" if len(files) == 1 else ""
+    one, many = ("pass", "passes") if data.rounds == 1 else ("round", "rounds")
+    every = evaluation.every_n_rounds
+    times = ["before the first step"]
+    if every:
+        times.append(f"after every {one}" if every == 1 else f"after every {every} {many}")
     return (
-        f"{prompts} {'prompt' if prompts == 1 else 'prompts'}, "
-        f"{each} {'response' if each == 1 else 'responses'} to each, drawn alike each time; "
-        f"before the first step, {again}at the end"
+        f"{'val_reward and ' if rewarded else ''}kl on {len(data.validation_prompts)} prompts"
+        f"{where}, responses to each: {evaluation.responses}, drawn alike each time; "
+        f"{', '.join([*times, 'at the end'])}"
     )

@@ -100,7 +100,7 @@ def reward_change(summary: dict[str, Any]) -> str:
     final = summary.get("reward_final")
     ends = _interval(summary.get("reward_final_interval"), final)
     change = _change(summary.get("reward_start"), final, ends)
-    return change + "  true reward on the validation prompts"
+    return change + ("  true, in validation" if ends else "  true reward on the validation prompts")
 
 
 def measures_reward(summary: dict[str, Any]) -> bool:

@@ -33,7 +33,7 @@ def test_the_plan_and_what_validates_it_come_first(fit, caplog, every, rounds, w
         )
     lines = [r.getMessage() for r in caplog.records if r.name == "lit_pref.callbacks.progress"]
     assert lines[0] == f"training: {2 * rounds} steps = {rounds} rounds x 1 passes x 2 batches"
-    assert lines[1].startswith("validation (val_reward, kl): ")
-    wanted = f"1 response to each, drawn alike each time; before the first step, {when}at the end"
+    assert lines[1].startswith("validation: val_reward and kl on 4 prompts, ")
+    wanted = f"responses to each: 1, drawn alike each time; before the first step, {when}at the end"
     assert wanted in lines[1]
     assert lines[2].startswith("step 0/")
