@@ -151,6 +151,15 @@ def test_offline_pairs_of_a_file(job):
     assert done.lines("samples.jsonl") == []  # nothing was generated but validation samples
 
 
+def test_the_summary_has_the_intervals_that_were_measured(job):
+    done = job("objective=dpo", "data.rounds=1")
+    rows = [r for r in done.metrics if r["val/kl"]]
+    for name in ("reward", "kl"):
+        ends = [float(rows[-1][f"val/{name}_{end}"]) for end in ("low", "high")]
+        assert done.summary[f"{name}_final_interval"] == pytest.approx(ends)
+        assert ends[0] < done.summary[f"{name}_final"] < ends[1]
+
+
 def test_a_run_in_the_folder_of_another_says_that_it_replaces_it(job, caplog):
     first = job("objective=dpo", *SMALL, "data.rounds=1")
     assert "held another run" not in caplog.text
