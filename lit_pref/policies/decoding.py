@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_pref.engine.forward import packed_inputs
 from lit_pref.engine.kv_cache import SharedCache
 from lit_pref.engine.layout import pack
+from lit_pref.transfer import sent
 from lit_pref.types import FlatTokens
 
 __all__ = [
@@ -82,7 +83,7 @@ def enter_shared(
         lengths = [len(p) for p in some]
         # One response of one token each: its row is the prompt's last token.
         tokens = FlatTokens(
-            prompt_ids=torch.tensor([i for p in some for i in p], device=device),
+            prompt_ids=sent([i for p in some for i in p], device, torch.long),
             prompt_lengths=lengths,
             response_ids=torch.zeros(part, device=device, dtype=torch.long),
             lengths=[1] * part,

@@ -1,11 +1,23 @@
-"""On a CUDA device that is pretended: nothing is on two devices."""
+"""On a CUDA device that is pretended: nothing is on two devices, and steps wait for nothing."""
 
 import json
+import math
 
 import pytest
 import torch
 from pretend_cuda import CUDA, Pretend, PretendTensor
 from torch import nn
+
+from lit_pref.app.objectives import declarations
+from lit_pref.policies.reference import FrozenReference
+from lit_pref.testing.batches import (
+    StandInTrainer,
+    fill_sampled,
+    gradients,
+    make_batch,
+    make_round,
+)
+from lit_pref.testing.tiny import TinyPolicy, tiny_groups
 
 # ---------------------------------------------------------------- what is pretended
 
@@ -55,6 +67,53 @@ def test_the_rest_goes_on_and_waits_are_noted():
         assert isinstance(there.grad, PretendTensor) and there.grad.tolist() == [2.0] * 3
         layer = nn.Linear(2, 2).to(CUDA)
         assert layer.weight.device == CUDA and isinstance(layer.weight, nn.Parameter)
+
+
+# ---------------------------------------------------------------- one step of each objective
+
+MORE = {
+    "aot": {"compare": "responses"},
+    "dpo": {"nll_coef": 0.1, "weighting": "wpo", "pairs": "all"},
+    "grpo": {"kl_coef": 0.1, "kl_in": "loss", "entropy_coef": 0.1},
+    "ppo": {"kl_coef": 0.1},
+    "reinforce": {"kl_coef": 0.1, "kl_in": "reward_to_go", "baseline": "batch_mean"},
+}
+"""Options that have more to do."""
+
+
+def stepped(kind, options, device):
+    """The gradient of a step in several micro-batches, from the notes on."""
+    module = kind(TinyPolicy(), **options, reference=FrozenReference())
+    module.trainer = StandInTrainer()
+    module.configure_model()
+    groups = tiny_groups(groups=6, responses=4)
+    fill_sampled(module, groups)
+    module.to(device)
+    module.on_fit_start()
+    round = make_round(module, groups)
+    batch = make_batch(round, micro_batch_tokens=60).to(device)
+    return module, batch
+
+
+STEPS = {d.name: (d.kind, MORE.get(d.name, {})) for d in declarations()}
+STEPS["dpo by position"] = STEPS["dpo"][0], {"reduction": "position"}
+STEPS["dpo by length"] = STEPS["dpo"][0], {"ld_alpha": 0.5}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_on_one_device(name):
+    kind, options = STEPS[name]
+    module, batch = stepped(kind, options, torch.device("cpu"))
+    right = gradients(module, batch)
+    with Pretend() as pretend:
+        module, batch = stepped(kind, options, CUDA)
+        with pretend.watch() as waits:
+            found = gradients(module, batch)
+        assert waits == []
+        assert found.device == CUDA
+        torch.testing.assert_close(found.to("cpu"), right)
+        values = module.window.flush()
+    assert math.isfinite(values["loss"])
 
 
 # ---------------------------------------------------------------- whole runs
