@@ -8,6 +8,8 @@ read. Here everything runs, so whole jobs do; what CUDA would refuse is refused:
 - ``numpy`` of a tensor on the device,
 - a copy to the host that nobody waits for (there it is allowed, and read too early).
 
+Kernels that are compiled for a device, and recordings of what it did, are left out.
+
 What the host would have to wait for is noted in ``Pretend.waits``, with the line that asked.
 """
 
@@ -20,6 +22,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from lit_pref.engine import fused, recorded
 
 CUDA = torch.device("cuda", 0)
 ATEN = torch.ops.aten
@@ -120,6 +124,8 @@ class Pretend(TorchDispatchMode):
         for name in ("tensor", "as_tensor", "from_numpy"):
             made = _made(getattr(torch, name))
             stack.enter_context(mock.patch.object(torch, name, made))
+        stack.enter_context(mock.patch.object(fused, "DEVICES", set()))
+        stack.enter_context(mock.patch.dict(recorded.GRAPHS, clear=True))
         swap = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swap)

@@ -9,6 +9,7 @@ from pretend_cuda import CUDA, Pretend, PretendTensor
 from torch import nn
 
 from lit_pref.app.objectives import declarations
+from lit_pref.objectives import step
 from lit_pref.policies.reference import FrozenReference
 from lit_pref.testing.batches import (
     StandInTrainer,
@@ -114,6 +115,16 @@ def test_a_step_is_on_one_device(name):
         torch.testing.assert_close(found.to("cpu"), right)
         values = module.window.flush()
     assert math.isfinite(values["loss"])
+
+
+def test_processes_agree_by_numbers_on_the_device(monkeypatch):
+    """NCCL has no way between processes for tensors of the host."""
+    monkeypatch.setattr(step, "is_sharded", lambda policy: True)
+    with Pretend():
+        module, _ = stepped(*STEPS["dpo"], CUDA)
+        module.trainer = StandInTrainer(world_size=2)
+        assert step._passes(module, 3) == 3
+    assert [sent.device for sent in module.trainer.sent] == [CUDA]
 
 
 # ---------------------------------------------------------------- whole runs
