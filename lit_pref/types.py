@@ -578,7 +578,7 @@ class Policy(Protocol):
         ...
 
     def keep_rows(self, state: Any, rows: Tensor) -> Any:
-        """The decoding state of these rows alone."""
+        """The decoding state of these rows alone; their ascending indices come on the host."""
         ...
 
 

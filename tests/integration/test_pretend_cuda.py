@@ -9,7 +9,11 @@ from pretend_cuda import CUDA, Pretend, PretendTensor
 from torch import nn
 
 from lit_pref.app.objectives import declarations
+from lit_pref.engine.decode import decode
+from lit_pref.functional.rng import uniforms
 from lit_pref.objectives import step
+from lit_pref.policies.causal_lm import HFPolicy
+from lit_pref.policies.models import tiny
 from lit_pref.policies.reference import FrozenReference
 from lit_pref.testing.batches import (
     StandInTrainer,
@@ -125,6 +129,47 @@ def test_processes_agree_by_numbers_on_the_device(monkeypatch):
         module.trainer = StandInTrainer(world_size=2)
         assert step._passes(module, 3) == 3
     assert [sent.device for sent in module.trainer.sent] == [CUDA]
+
+
+# ---------------------------------------------------------------- decoding
+
+PROMPTS = [[5, 6, 7], [9, 8], [3, 4, 2, 1], [6]]
+TOKENS = 9
+
+
+def decoded(device, path, **options):
+    policy = HFPolicy(tiny(), path=path).load().to(device)
+    return decode(
+        policy, PROMPTS, copies=3, uniforms=uniforms([(i,) for i in range(12)], TOKENS),
+        max_new_tokens=TOKENS, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["packed", "padded"])
+def test_decoding_asks_once_for_each_token(path):
+    """Rows end early, and prompts enter late where they can."""
+    options = {"end_ids": range(0, 250, 4)}
+    if path == "packed":
+        options["width"] = 6
+    right = decoded(torch.device("cpu"), path, **options)
+    assert 1 < len({len(row.ids) for row in right})
+    with Pretend() as pretend, pretend.watch() as waits:
+        found = decoded(CUDA, path, **options)
+    assert [row.ids for row in found] == [row.ids for row in right]
+    loop = [where for _, where in waits if where is not None and "engine/" in where]
+    asked = [where for where in set(loop) if "decode.py" in where]
+    # which rows have ended, and at the end the four columns of the rows
+    assert set(loop) == set(asked) and len(asked) == 2
+    assert sorted(loop.count(where) for where in asked)[0] == 4
+    longest = max(len(row.ids) for row in right) * (2 if path == "packed" else 1)
+    assert len(loop) - 4 <= longest
+
+
+def test_decoding_without_ending_tokens_asks_for_nothing_but_the_result():
+    with Pretend() as pretend, pretend.watch() as waits:
+        decoded(CUDA, "packed")
+    where = [place for _, place in waits if place is not None and "engine/" in place]
+    assert len(where) == 4 and len(set(where)) == 1
 
 
 # ---------------------------------------------------------------- whole runs
