@@ -14,18 +14,27 @@ What the host would have to wait for is noted in ``Pretend.waits``, with the lin
 """
 
 import contextlib
+import os
 import threading
 import traceback
 from unittest import mock
 
 import torch
 from torch import nn
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lit_pref.engine import fused, recorded
 
 CUDA = torch.device("cuda", 0)
+
+
+def own_device():
+    """The GPU of this process."""
+    return CUDA if Pretend.current is None else Pretend.current.device
+
+
 ATEN = torch.ops.aten
 
 CROSS = {ATEN._to_copy.default, ATEN.copy_.default, ATEN._pin_memory.default}
@@ -61,13 +70,13 @@ class PretendTensor(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return dispatched(func, args, kwargs or {})
 
-    device = property(lambda self: CUDA)
+    device = property(lambda self: own_device())
     is_cuda = property(lambda self: True)
     is_meta = property(lambda self: False)
     is_cpu = property(lambda self: False)
 
     def get_device(self):
-        return 0
+        return own_device().index
 
     def tolist(self):
         note("tolist")
@@ -100,7 +109,14 @@ class PretendTensor(torch.Tensor):
 
 
 class Pretend(TorchDispatchMode):
-    """Inside it there is one CUDA device.
+    """Inside it there is a CUDA device for each process.
+
+    With several processes, what they exchange goes the way of gloo, and is refused where NCCL would
+    refuse it: tensors of the host.
+
+    Args:
+        rank: the number of this process, and of its device.
+        world: how many there are.
 
     Attributes:
         waits: what the host waited for, as ``(what, file:line of lit_pref or None)``.
@@ -108,17 +124,33 @@ class Pretend(TorchDispatchMode):
 
     current = None
 
-    def __init__(self):
+    def __init__(self, rank=0, world=1):
         super().__init__()
+        self.device, self.world = torch.device("cuda", rank), world
         self.waits = []
         self.watching = False
         self._stack = contextlib.ExitStack()
 
     def __enter__(self):
         stack = self._stack
-        torch.utils._device._device_constructors()  # remembered: not with the stand-ins below
-        for name, value in _cuda_stand_ins().items():
+        _device_constructors()  # remembered: not with the stand-ins below
+        for name, value in _cuda_stand_ins(self.device.index, self.world).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        if self.world > 1:
+            backends = torch.distributed.Backend.default_device_backend_map
+            stack.enter_context(mock.patch.dict(backends, cuda="gloo"))
+            begin = torch.distributed.init_process_group
+            stack.enter_context(
+                mock.patch.object(
+                    torch.distributed,
+                    "init_process_group",
+                    lambda *a, device_id=None, **k: begin(*a, **k),
+                )
+            )
+            c10d = torch.distributed.distributed_c10d
+            stack.enter_context(
+                mock.patch.object(c10d, "_get_object_coll_device", return_value=str(self.device))
+            )
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pin_memory))
         stack.enter_context(mock.patch.object(threading.Thread, "run", _run_inside(self)))
         for name in ("tensor", "as_tensor", "from_numpy"):
@@ -169,6 +201,11 @@ def dispatched(func, args, kwargs):
     asked = None if asked is None else torch.device(asked)
     if asked is not None and asked.type == "meta" and _really_meta(flat):
         return func(*args, **kwargs)
+    if asked is not None and asked.type == "cuda":
+        _only(asked, own_device().index)
+    exchanged = flat if func.namespace == "c10d" and "barrier" not in func.__name__ else []
+    if not all(isinstance(x, PretendTensor) for x in exchanged):
+        raise RuntimeError(f"No backend type associated with device type cpu ({func})")
     target = None if asked is None else ("cpu" if asked.type == "cpu" else "cuda")
     held = any(isinstance(x, PretendTensor) for x in flat)
     if not held and target in (None, "cpu"):
@@ -186,6 +223,12 @@ def dispatched(func, args, kwargs):
         plain["pin_memory"] = False
     out = func(*tree_map(_held, args), **plain)
     return _outputs(func, args, kwargs, out, there)
+
+
+def _only(device, index):
+    """A process has no business on the GPU of another one."""
+    if device.index not in (None, index):
+        raise RuntimeError(f"process {index} asks for something on {device}")
 
 
 def _held(x):
@@ -338,7 +381,7 @@ def _made(make):
         device = torch.empty(0).device if device is None else torch.device(device)
         if device.type != "cuda":
             return make(data, *args, device=device, **kwargs)
-        return make(data, *args, device="cpu", **kwargs).to(CUDA)
+        return make(data, *args, device="cpu", **kwargs).to(device)
 
     return made
 
@@ -353,15 +396,17 @@ def _pin_memory(tensor, *args, **kwargs):
     return out
 
 
-def _cuda_stand_ins():
+def _cuda_stand_ins(index, count):
     free = (80 * 2**30, 80 * 2**30)
     return {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": lambda device: None,
+        "device_count": lambda: count,
+        "current_device": lambda: index,
+        "set_device": lambda device: _only(torch.device(device), index),
+        "Stream": type("Stream", (), {}),
+        "stream": lambda stream: contextlib.nullcontext(),
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
         "mem_get_info": lambda device=None: free,
@@ -378,3 +423,11 @@ def _cuda_stand_ins():
         "get_rng_state_all": lambda: [],
         "set_rng_state_all": lambda states: None,
     }
+
+
+def train(overrides, folder, crash=None):
+    """A run as one of two processes, each with a GPU of its own."""
+    import crash_runner
+
+    with Pretend(int(os.environ["RANK"]), 2):
+        crash_runner.train(overrides, folder, crash)

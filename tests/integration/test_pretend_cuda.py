@@ -3,6 +3,8 @@
 import json
 import math
 
+import crash_runner as crash
+import pretend_cuda
 import pytest
 import torch
 from pretend_cuda import CUDA, Pretend, PretendTensor
@@ -129,6 +131,35 @@ def test_processes_agree_by_numbers_on_the_device(monkeypatch):
         module.trainer = StandInTrainer(world_size=2)
         assert step._passes(module, 3) == 3
     assert [sent.device for sent in module.trainer.sent] == [CUDA]
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_what_nccl_refuses_is_refused(tmp_path):
+    begin = {"init_method": f"file://{tmp_path}/meet", "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("gloo", **begin)
+    try:
+        with Pretend():
+            there = torch.ones(3, device=CUDA)
+            torch.distributed.all_reduce(there)
+            assert there.tolist() == [1.0] * 3
+            with pytest.raises(RuntimeError, match="No backend type"):
+                torch.distributed.all_reduce(torch.ones(3))
+            with pytest.raises(RuntimeError, match="cuda:1"):  # another process's
+                torch.ones(3, device="cuda:1")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_a_gpu_each(tmp_path, session_cache):
+    """Every step of a run: sampling, rewards, notes, steps, logs, checkpoints, evaluation."""
+    run = [*SMALL, *RUNS["pairs"], "data.batch_size=4", "data.rounds=2", "strategy=ddp"]
+    run += ["trainer.devices=2", "trainer.log_every_n_steps=1", "export=true"]
+    assert crash.start_two(pretend_cuda.train, run, tmp_path / "two") == [0, 0]
+    steps = (tmp_path / "two" / "metrics.csv").read_text().splitlines()
+    assert len(steps) >= 3
+    assert (tmp_path / "two" / "export" / "model.safetensors").exists()
 
 
 # ---------------------------------------------------------------- decoding
