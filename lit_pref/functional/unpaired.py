@@ -67,8 +67,11 @@ def class_shift(rewards: Tensor, desirable: Tensor) -> Tensor:
         A scalar without gradient; an empty class does not count.
     """
     fixed = rewards.detach()
-    sides = [fixed[mask].mean() for mask in (desirable, ~desirable) if bool(mask.any())]
-    return torch.stack(sides).mean() if sides else fixed.new_zeros(())
+    masks = torch.stack([desirable, ~desirable])
+    counts = masks.sum(1)
+    # without asking how many there are, which a device would have to answer
+    means = torch.where(masks, fixed, 0.0).sum(1) / counts.clamp(min=1)
+    return means.sum() / (counts > 0).sum().clamp(min=1)
 
 
 def bco_unpaired_loss(rewards: Tensor, desirable: Tensor, *, shift: Tensor) -> Tensor:
