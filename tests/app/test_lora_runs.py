@@ -46,7 +46,7 @@ def test_exports_of_the_run_and_of_its_checkpoint_are_the_policy(run, tmp_path, 
     from lit_pref.app.build import task_and_policy
 
     kind, folder = run
-    code, out, err = command("export", folder, f"output={tmp_path}/m")
+    code, _, err = command("export", folder, f"output={tmp_path}/m")
     assert code == 0, err
     policy = task_and_policy(OmegaConf.load(folder / "config.yaml"))[1].load()
     start = policy.whole_state()
@@ -77,7 +77,7 @@ def test_exports_of_the_run_and_of_its_checkpoint_are_the_policy(run, tmp_path, 
 
 def test_runs_with_adapters_are_evaluated_and_sampled_from(run, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = command("evaluate", run[1])
+    code, _, err = command("evaluate", run[1])
     assert code == 0, err
-    code, out, err = command("generate", run[1])
+    code, _, err = command("generate", run[1])
     assert code == 0, err
