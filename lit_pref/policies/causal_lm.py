@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_pref.engine.forward import Path, hf_token_stats
 from lit_pref.engine.kv_cache import SharedCache
+from lit_pref.engine.recorded import RecordedStep
 from lit_pref.policies import decoding
 from lit_pref.policies.lora import (
     LoRA,
@@ -84,6 +85,8 @@ class HFPolicy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
         self.plain_head = True
+        self.record_steps = False
+        """Whether decoding steps are recorded and replayed; see ``recorded_steps``."""
         self.shared_decoding = False
         """Whether prompts are shared while decoding; found out when the weights are loaded."""
         self.model: Any = None
@@ -178,7 +181,10 @@ class HFPolicy(nn.Module):
                 self._run, prompts, copies, self.device, self.spec.pad_id
             )
         cache = SharedCache()
-        return decoding.enter_shared(self._run, cache, prompts, copies, self.device), cache
+        logits = decoding.enter_shared(self._run, cache, prompts, copies, self.device)
+        if self.record_steps:
+            cache.recorded = RecordedStep(self.device)
+        return logits, cache
 
     def rows_that_fit(self, tokens: int) -> int:
         """How many rows of so many tokens to decode at a time, by memory."""

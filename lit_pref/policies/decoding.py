@@ -111,18 +111,26 @@ def _parts(lengths: Sequence[int]) -> list[int]:
 
 def step_shared(run: Run, cache: SharedCache, token_ids: Tensor) -> Tensor:
     """[R, V] next-token logits after one more token of each row."""
-    position = cache.begin(token_ids.device)
-    inputs = {
-        "input_ids": token_ids[None],
-        "position_ids": position[None],
-        # passed through untouched; see ``packed_inputs``
-        "attention_mask": torch.zeros(1, 1, 1, 1, device=token_ids.device),
-        "use_cache": False,
-        "lit_pref_cache": cache,
-    }
-    out = run(lambda model: model(**inputs))
+
+    def forward(token_ids: Tensor, position: Tensor) -> Tensor:
+        inputs = {
+            "input_ids": token_ids[None],
+            "position_ids": position[None],
+            # passed through untouched; see ``packed_inputs``
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=token_ids.device),
+            "use_cache": False,
+            "lit_pref_cache": cache,
+        }
+        logits: Tensor = run(lambda model: model(**inputs)).logits[0]
+        return logits
+
+    if cache.recorded is not None:
+        replayed = cache.recorded(cache, forward, token_ids)
+        if replayed is not None:
+            return replayed
+    logits = forward(token_ids, cache.begin(token_ids.device))
     cache.end()
-    return out.logits[0]
+    return logits
 
 
 def rows_that_fit(model: Any, tokens: int) -> int:

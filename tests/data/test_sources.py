@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from source_runs import dpo, lines, same, source, train
+from source_runs import Watch, dpo, lines, same, source, train
 
 from lit_pref.data.order import PassOrder
 from lit_pref.data.refill import refill
@@ -482,3 +482,21 @@ def test_every_group_says_where_it_is_from(tmp_path):
         assert g.reward_source == "token_bandit/r1@1/response"
         again = Group.from_state(g.state())
         assert again == g
+
+
+class Told(Watch):
+    def __init__(self):
+        super().__init__()
+        self.stages = []
+
+    def on_progress(self, stage, done, total):
+        self.stages.append((stage, done, total))
+
+
+def test_the_pass_of_the_reference_is_told_of_as_it_goes(tmp_path, monkeypatch):
+    told = Told()
+    monkeypatch.setattr("source_runs.Watch", lambda stop: told)
+    train(source("offline", micro_batch_tokens=40), tmp_path)
+    passes = [x for x in told.stages if x[0] == "annotating"]
+    assert passes[-1][1] == passes[-1][2] == sum(sum(keep) for keep in told.rounds[0].keep)
+    assert 0 < passes[0][1] < passes[-1][1]  # not at its end alone
