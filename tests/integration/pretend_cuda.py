@@ -231,6 +231,10 @@ def _only(device, index):
         raise RuntimeError(f"process {index} asks for something on {device}")
 
 
+def _named(device):
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+
+
 def _held(x):
     return x.held if isinstance(x, PretendTensor) else x
 
@@ -404,7 +408,7 @@ def _cuda_stand_ins(index, count):
         "is_initialized": lambda: True,
         "device_count": lambda: count,
         "current_device": lambda: index,
-        "set_device": lambda device: _only(torch.device(device), index),
+        "set_device": lambda device: _only(_named(device), index),
         "Stream": type("Stream", (), {}),
         "stream": lambda stream: contextlib.nullcontext(),
         "synchronize": lambda device=None: None,
