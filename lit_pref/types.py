@@ -609,6 +609,8 @@ class TrainedPolicy(Policy, Protocol):
 
     def train(self, mode: bool = True) -> Policy: ...
 
+    def modules(self) -> Iterator[nn.Module]: ...
+
 
 class Reference(Protocol):
     """The model that the policy is held near."""

@@ -152,7 +152,7 @@ def plan_memory(
     row = work.sampled * found.cache_per_token + logits_of_row(found.vocab_size)
     rows = min(choices.max_rows or rows_within(found.weights, int(row)), work.rows)
     training = {**held, "gradients": early + fresh, f"activations of {tokens} tokens": activations}
-    training["logits"] = head_bytes(int(responses), found.vocab_size)
+    training["logits"] = head_bytes(int(responses), found.vocab_size, half_table=found.half_table)
     noting = {**held, "gradients": gradients}
     if reference == "file":
         noting["reference"] = found.weights

@@ -198,7 +198,8 @@ class ObjectiveModule(L.LightningModule):
         assert not isinstance(optimizer, list)
         self._lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
-        self.policy.train()
+        if not all(module.training for module in self.policy.modules()):  # setting it costs more
+            self.policy.train()
         if batch.counts["responses"] > 0:
             (backward_coupled if self.couples_batch else backward)(self, batch)
         self._update(optimizer, batch)

@@ -32,6 +32,7 @@ from lit_pref.policies.prepare import (
 from lit_pref.policies.pretrained import no_progress_bars
 from lit_pref.policies.probe import decoding_misfit, head_is_plain, packed_misfit
 from lit_pref.policies.sharding import full_state, is_sharded
+from lit_pref.policies.spec import config_identity, digest
 from lit_pref.types import FlatTokens, Refusal, TokenStats
 
 if TYPE_CHECKING:
@@ -266,7 +267,9 @@ class HFPolicy(nn.Module):
         return held
 
     def base_digest(self) -> str:
-        """A hash of all weights but adapters, by their plain names.
+        """A hash of the model without adapters: its weights by their plain names, its config.
+
+        Of the same weights, other rotations, windows or caps make another model.
 
         Made once: ask only where these weights do not train (references, models with adapters).
         """
@@ -276,7 +279,8 @@ class HFPolicy(nn.Module):
             plain = {
                 k.replace(".base_layer.", "."): v for k, v in state.items() if not is_adapter(k)
             }
-            self._digest = weights_digest(plain)
+            form = config_identity(self.model.config.to_dict())
+            self._digest = digest(weights_digest(plain), form)
         return self._digest
 
     def whole_state(self) -> dict[str, Tensor]:

@@ -60,12 +60,18 @@ TABLE = {
         f"{GEN} --engine hf", None, f"{GEN} --engine ours", "s_per_token", None, 1.8,
     ),
 }  # fmt: skip
+# what a plain padded loop is turned into, one switch a row; then what is off by default
 LADDER = {
-    "padded, reference online": "--path padded --ref online --mallopt 0",
-    "padded, reference once": "--path padded --mallopt 0",
-    "packed, prompts shared": "--path packed --mallopt 0",
-    "memory kept (default)": "",
-    "bf16 autocast": "--bf16 1",
+    "padded, all logits, reference online": "--path padded --head all --ref online --mallopt 0",
+    "+ logits of responses alone": "--path padded --ref online --mallopt 0",
+    "+ reference once": "--path padded --mallopt 0",
+    "+ packed rows": "--path packed --share 0 --mallopt 0",
+    "+ prompts shared": "--path packed --mallopt 0",
+    "+ memory kept: the default": "",
+    "default, micro-batches of 512 tokens": "--micro 512",
+    "default, logits in chunks made again": "--head chunks",
+    "default, checkpointing": "--gc 1",
+    "default, bf16 autocast": "--bf16 1",
 }
 
 
