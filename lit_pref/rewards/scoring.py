@@ -18,13 +18,21 @@ from lit_pref.rewards.comparing import (
     is_oracle,
     win_shares,
 )
-from lit_pref.types import Comparison, Group, PreferenceOracle, Refusal, RewardSource
+from lit_pref.types import (
+    Comparison,
+    Group,
+    PreferenceOracle,
+    Prompt,
+    Refusal,
+    RewardSource,
+)
 
 __all__ = [
     "Guarded",
     "Scoring",
     "assess",
     "calls_at_once",
+    "check_prompts",
     "groups_at_once",
     "merged_counts",
 ]
@@ -38,6 +46,19 @@ def calls_at_once(source: Any) -> int:
 def groups_at_once(source: Any) -> int:
     """How many groups a source wants in one call."""
     return max(1, int(getattr(source, "groups_at_once", 1)))
+
+
+def check_prompts(source: Any, prompts: Sequence[Prompt]) -> None:
+    """Whether a source, and those that it is made of, can score responses to these prompts.
+
+    Raises:
+        Refusal: it cannot; the message says why.
+    """
+    for part in (*getattr(source, "sources", ()), getattr(source, "source", None)):
+        if part is not None and not isinstance(part, str):
+            check_prompts(part, prompts)
+    if callable(check := getattr(source, "check_prompts", None)):
+        check(prompts)
 
 
 def merged_counts(sources: Sequence[Any]) -> dict[str, float]:

@@ -29,6 +29,7 @@ class Side:
         owner: [T] response that owns each token.
         ref_token_logps: [T] the reference's, or None.
         all_lengths: [B] lengths of all responses of the micro-batch.
+        weight: [N] how often each pair counts in the mean over pairs, or None: all the same.
         stats: all statistics of the forward.
         sizes: ``lengths`` as numbers of the host, for sizes of tensors; None if nobody knows them.
     """
@@ -43,6 +44,7 @@ class Side:
     ref_token_logps: Tensor | None = None
     all_lengths: Tensor | None = None
     sizes: list[int] | None = None
+    weight: Tensor | None = None
 
     @property
     def log_ratio(self) -> Tensor:
@@ -108,6 +110,7 @@ class PairwiseModule(PairedModule):
         pairs = batch.view.pairs
         assert pairs is not None
         numbers = batch.view.pair_numbers()
+        weight = batch.view.pair["weight"].to(logps)
 
         def side(which: int) -> Side:
             index = pairs[:, which]
@@ -122,6 +125,7 @@ class PairwiseModule(PairedModule):
                 ref_token_logps=ref,
                 all_lengths=lengths,
                 sizes=[tokens.lengths[pair[which]] for pair in numbers],
+                weight=weight,
             )
 
         return side(0), side(1)
