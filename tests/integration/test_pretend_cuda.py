@@ -13,7 +13,7 @@ from torch import nn
 
 from lit_pref.app.objectives import declarations
 from lit_pref.callbacks.signals import StopSignals
-from lit_pref.engine.decode import decode
+from lit_pref.engine.decode import _cumulated, decode
 from lit_pref.functional.rng import uniforms
 from lit_pref.objectives import step
 from lit_pref.policies.causal_lm import HFPolicy
@@ -220,6 +220,36 @@ def test_decoding_without_ending_tokens_asks_for_nothing_but_the_result():
         decoded(CUDA, "packed")
     where = [place for _, place in waits if place is not None and "engine/" in place]
     assert len(where) == 4 and len(set(where)) == 1
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_decoding_with_deterministic_algorithms(deterministic, top_p):
+    """trainer.deterministic=true; the same tokens as by torch's own sums."""
+    right = decoded(torch.device("cpu"), "packed", top_p=top_p)
+    with Pretend():
+        with pytest.raises(RuntimeError, match="deterministic"):
+            torch.ones(3, device=CUDA).cumsum(0)
+        found = decoded(CUDA, "packed", top_p=top_p)
+    assert [row.ids for row in found] == [row.ids for row in right]
+
+
+@pytest.mark.parametrize("size", [5, 1000, 3000])
+def test_sums_in_a_fixed_order(deterministic, size):
+    masses = torch.rand(3, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    masses[:, ::3] = 0
+    with Pretend():
+        found = _cumulated(masses.to(CUDA)).to("cpu")
+    torch.testing.assert_close(found, masses.cumsum(-1), rtol=1e-12, atol=0)
+    if size <= 1024:  # of these tokens are drawn
+        assert bool((found.diff() >= 0).all())
+        assert bool((found.diff()[:, 2::3] == 0).all())
 
 
 # ---------------------------------------------------------------- whole runs
