@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from lit_pref.app.build import Parts, lora_of
+from lit_pref.app.own_gpu import own_gpu
 from lit_pref.engine.available import available_bytes, resident_bytes
 from lit_pref.engine.head import head_bytes
 from lit_pref.objectives.families.paired import PairedModule
@@ -323,7 +324,7 @@ def _planner(cfg: DictConfig, parts: Parts) -> _Planner | None:
     )
     adam = parts.objective.optimizer_settings.name != "sgd"
     return _Planner(
-        policy, _work(parts, processes), choices, torch.device("cuda" if cuda else "cpu"),
+        policy, _work(parts, processes), choices, own_gpu(cfg) if cuda else torch.device("cpu"),
         processes=processes, moments=2 if adam else 0, reference=_reference(parts, cuda=cuda),
     )  # fmt: skip
 

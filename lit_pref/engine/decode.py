@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_pref.transfer import moved, sent
@@ -63,7 +64,7 @@ def truncated_log_probs(logits: Tensor, *, temperature: float = 1.0, top_p: floa
     if top_p >= 1:
         return log_probs
     ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
+    before = _cumulated(ordered.exp()) - ordered.exp()
     ordered = ordered.masked_fill(before >= top_p, float("-inf"))
     kept = torch.empty_like(log_probs).scatter_(-1, order, ordered)
     return kept.log_softmax(-1)
@@ -101,13 +102,36 @@ def _inverted(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
     Both are right for masses of any total; a place without mass is never returned.
     """
-    cdf = mass.double().cumsum(-1)
+    cdf = _cumulated(mass.double())
     # A float64 below 1 times the total is below the total, so an excluded last place is safe.
     target = uniforms.to(cdf.device)[:, None] * cdf[:, -1:]
     place = torch.searchsorted(cdf, target, right=True).clamp_(max=mass.shape[-1] - 1)
     top, width = cdf.gather(-1, place), mass.double().gather(-1, place)
     share = (1 - (top - target) / width).clamp_(0.0, LARGEST)
     return place[:, 0], share[:, 0]
+
+
+def _cumulated(x: Tensor) -> Tensor:
+    """[R, n] sums of each row up to each place, in a fixed order where torch is asked for one.
+
+    torch refuses its own sums on a GPU then. A product with ones adds the same numbers in the same
+    order for every place, so sums never fall, and stand where there is no mass.
+    """
+    if x.device.type != "cuda" or not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(-1)
+    size = x.shape[-1]
+    if size <= 4 * BLOCK:
+        return (x.double() @ _ones(size, x.device)).to(x.dtype)
+    blocks = F.pad(x.double(), (0, -size % BLOCK)).unflatten(-1, (-1, BLOCK))
+    inside = blocks @ _ones(BLOCK, x.device)
+    totals = inside[..., -1]
+    before = totals @ _ones(totals.shape[-1], x.device).triu(1)
+    return (inside + before[..., None]).flatten(-2)[..., :size].to(x.dtype)
+
+
+def _ones(size: int, device: torch.device) -> Tensor:
+    """[size, size] ones on and above the diagonal."""
+    return torch.ones(size, size, dtype=torch.float64, device=device).triu()
 
 
 def _draw(

@@ -5,6 +5,7 @@ read. Here everything runs, so whole jobs do; what CUDA would refuse is refused:
 
 - operations over tensors of two devices (a lone number of the host may meet a device's tensor),
 - a generator of the host for draws on the device,
+- sums along floats where algorithms must be deterministic,
 - ``numpy`` of a tensor on the device,
 - a copy to the host that nobody waits for (there it is allowed, and read too early).
 
@@ -213,6 +214,9 @@ def dispatched(func, args, kwargs):
     there = target == "cuda" or (target is None and _check(func, args, flat))
     if target is not None and func is not ATEN._to_copy.default:
         _same_device(func, [x for x in flat if x.dim()] if held else [])
+    if there and func is ATEN.cumsum.default and torch.are_deterministic_algorithms_enabled():
+        if flat[0].is_floating_point():
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
     if kwargs.get("generator") is not None and there:
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
     _note_waits(func, args, kwargs, flat, target)
@@ -229,6 +233,10 @@ def _only(device, index):
     """A process has no business on the GPU of another one."""
     if device.index not in (None, index):
         raise RuntimeError(f"process {index} asks for something on {device}")
+
+
+def _named(device):
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
 def _held(x):
@@ -404,7 +412,7 @@ def _cuda_stand_ins(index, count):
         "is_initialized": lambda: True,
         "device_count": lambda: count,
         "current_device": lambda: index,
-        "set_device": lambda device: _only(torch.device(device), index),
+        "set_device": lambda device: _only(_named(device), index),
         "Stream": type("Stream", (), {}),
         "stream": lambda stream: contextlib.nullcontext(),
         "synchronize": lambda device=None: None,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import crash_runner as crash
 import pretend_cuda
@@ -11,7 +12,8 @@ from pretend_cuda import CUDA, Pretend, PretendTensor
 from torch import nn
 
 from lit_pref.app.objectives import declarations
-from lit_pref.engine.decode import decode
+from lit_pref.callbacks.signals import StopSignals
+from lit_pref.engine.decode import _cumulated, decode
 from lit_pref.functional.rng import uniforms
 from lit_pref.objectives import step
 from lit_pref.policies.causal_lm import HFPolicy
@@ -154,12 +156,29 @@ def test_what_nccl_refuses_is_refused(tmp_path):
 
 def test_two_processes_with_a_gpu_each(tmp_path, session_cache):
     """Every step of a run: sampling, rewards, notes, steps, logs, checkpoints, evaluation."""
-    run = [*SMALL, *RUNS["pairs"], "data.batch_size=4", "data.rounds=2", "strategy=ddp"]
+    run = [*SMALL, *PAIRS, "data.batch_size=4", "data.rounds=2", "strategy=ddp"]
     run += ["trainer.devices=2", "trainer.log_every_n_steps=1", "export=true"]
     assert crash.start_two(pretend_cuda.train, run, tmp_path / "two") == [0, 0]
     steps = (tmp_path / "two" / "metrics.csv").read_text().splitlines()
     assert len(steps) >= 3
     assert (tmp_path / "two" / "export" / "model.safetensors").exists()
+
+
+def test_processes_agree_on_a_signal_a_step_later(monkeypatch):
+    """Nobody waits for the step that was just asked for, but at the end of a pass."""
+    theirs = iter([0, 15, 0, 0, 2])  # signals of another process
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda flag, op: flag.clamp_(min=next(theirs))
+    )
+    signals, strategy = StopSignals(None), SimpleNamespace(root_device=CUDA)
+    with Pretend() as pretend, pretend.watch() as waits:
+        assert signals._of_all(0, strategy, last=False) == 0
+        assert waits == []
+        assert signals._of_all(0, strategy, last=False) == 0  # the first step's
+        assert signals._of_all(0, strategy, last=False) == 15
+        assert len(waits) == 2
+        assert signals._of_all(0, strategy, last=True) == 0
+        assert signals._of_all(0, strategy, last=True) == 2
 
 
 # ---------------------------------------------------------------- decoding
@@ -203,6 +222,36 @@ def test_decoding_without_ending_tokens_asks_for_nothing_but_the_result():
     assert len(where) == 4 and len(set(where)) == 1
 
 
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_decoding_with_deterministic_algorithms(deterministic, top_p):
+    """trainer.deterministic=true; the same tokens as by torch's own sums."""
+    right = decoded(torch.device("cpu"), "packed", top_p=top_p)
+    with Pretend():
+        with pytest.raises(RuntimeError, match="deterministic"):
+            torch.ones(3, device=CUDA).cumsum(0)
+        found = decoded(CUDA, "packed", top_p=top_p)
+    assert [row.ids for row in found] == [row.ids for row in right]
+
+
+@pytest.mark.parametrize("size", [5, 1000, 3000])
+def test_sums_in_a_fixed_order(deterministic, size):
+    masses = torch.rand(3, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    masses[:, ::3] = 0
+    with Pretend():
+        found = _cumulated(masses.to(CUDA)).to("cpu")
+    torch.testing.assert_close(found, masses.cumsum(-1), rtol=1e-12, atol=0)
+    if size <= 1024:  # of these tokens are drawn
+        assert bool((found.diff() >= 0).all())
+        assert bool((found.diff()[:, 2::3] == 0).all())
+
+
 # ---------------------------------------------------------------- whole runs
 
 SMALL = [
@@ -213,8 +262,8 @@ SAMPLED = [
     "data.prompts_per_round=4", "data.responses_per_prompt=2", "data.batch_size=2",
     "data.rounds=1", "reward=length",
 ]  # fmt: skip
+PAIRS = ["objective=dpo", *SAMPLED, "data.micro_batch_tokens=60", "sampler.max_rows=4"]
 RUNS = {
-    "pairs": ["objective=dpo", *SAMPLED, "data.micro_batch_tokens=60", "sampler.max_rows=4"],
     "critic": ["objective=ppo", "objective.kl_coef=0.1", *SAMPLED, "sampler.temperature=0.7",
                "sampler.top_p=0.9", "model.forward=padded", "model.gradient_checkpointing=true"],
     "coupled": ["objective=kto", *SAMPLED, "model.lora.rank=2", "sampler.precision=bfloat16"],
