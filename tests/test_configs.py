@@ -99,6 +99,19 @@ def test_objectives_explain_every_key_and_set_no_rate_or_size(path: Path) -> Non
     assert not re.search(r"^(lr|batch_size|rounds|prompts_per_round):", path.read_text(), re.M)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_experiments_explain_every_key(path: Path) -> None:
+    """The list of dials says what to turn, not what the next line is."""
+    lines = path.read_text().splitlines()
+    for before, line in itertools.pairwise(lines):
+        key = re.match(r"([a-z]\w*):.*\S", line)
+        if key and key[1] != "defaults" and not line.endswith(":"):
+            said = before.startswith("# ") and not before.startswith(("# Dial", "#   "))
+            assert said, f"{path.name}: {line}"
+
+
 def test_packages_are_the_folders() -> None:
     """A package that pyproject.toml forgets would be missing in the wheel."""
     root = CONFIGS.parent

@@ -119,7 +119,7 @@ def test_there_are_commands():
 
 def test_the_command_prints_the_table():
     done = subprocess.run(
-        [sys.executable, "-c", "from lit_pref.app.cli import main; main()", "objectives"],
+        [sys.executable, "-m", "lit_pref.app.cli", "objectives"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

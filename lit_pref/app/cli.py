@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -34,5 +35,13 @@ def main() -> None:
     elif command in ("-h", "--help"):
         print(_HELP, end="")
     else:
-        print(f"Refused: there is no command {command!r}.\n\n{_HELP}", end="", file=sys.stderr)
+        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        print(
+            f"Refused: there is no command {command!r}.{hint}\n\n{_HELP}", end="", file=sys.stderr
+        )
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -158,6 +158,12 @@ def check_choices(
         if key in groups and value is not None and mark != "~":
             for option in _options(value) if multirun else [value]:
                 if option not in (*groups[key], "null") and not option.startswith("$"):
+                    several = _options(option)
+                    if len(several) > 1 and set(several) <= set(groups[key]):
+                        raise Refusal(
+                            f"{key}={option} are several values, which make a sweep: add -m "
+                            "(one run of each)"
+                        )
                     raise Refusal(
                         f"{key}={option}: there is no such option; choose from "
                         f"{', '.join(groups[key])}.{did_you_mean(option, groups[key])}"

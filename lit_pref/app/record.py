@@ -33,7 +33,9 @@ class Summary:
         self.trainer: L.Trainer | None = None
         self.parts: Parts | None = None
         old = folder / "summary.json"
-        self.old = json.loads(old.read_text()) if cfg.get("resume") and old.exists() else {}
+        self.found: dict[str, Any] = _summary_in(old) if old.exists() else {}
+        """What an earlier run in this folder left."""
+        self.old = self.found if cfg.get("resume") else {}
         self.values: dict[str, Any] = {}
 
     def attach(self, trainer: L.Trainer, parts: Parts) -> None:
@@ -82,12 +84,18 @@ class Summary:
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evaluation):
                 first, last = callback.first, callback.last
+                if callback.last_step < steps and callback.last_step <= 0:
+                    last = {}  # measured before training alone: a start and no end
                 out["reward_start"] = first.get("val/reward")
                 out["reward_final"] = last.get("val/reward")
                 out["kl_final"] = last.get("val/kl")
                 out["length_start"] = first.get("val/mean_length")
                 out["length_final"] = last.get("val/mean_length")
                 out["entropy_final"] = last.get("val/entropy")
+                for name in ("reward", "kl"):  # where an instrument measures intervals
+                    ends = [last.get(f"val/{name}_{end}") for end in ("low", "high")]
+                    if None not in ends:
+                        out[f"{name}_final_interval"] = ends
                 if "val/accuracy" in last:  # reward models
                     out["accuracy_start"] = first.get("val/accuracy")
                     out["accuracy_final"] = last["val/accuracy"]
@@ -131,6 +139,14 @@ def _logged_counts(folder: Path) -> dict[str, int]:
         for name, column in names.items()
     }
     return {name: max(values) for name, values in logged.items() if values}
+
+
+def _summary_in(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:  # damaged: it says nothing
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -121,12 +121,30 @@ def _say(outcome: Outcome, folder: Path) -> None:
     if outcome.status == "refused":
         print(f"Refused: {outcome.reason}", file=sys.stderr)
     elif outcome.status == "interrupted":
-        print(f"Interrupted. Go on with: python train.py resume={folder}", file=sys.stderr)
+        print(f"Interrupted. Go on with: {_again(folder)}", file=sys.stderr)
     elif outcome.status == "failed":
-        print(
-            f"Failed: {outcome.reason}\nSamples, metrics and the last checkpoint are in {folder}",
-            file=sys.stderr,
-        )
+        print(f"Failed: {outcome.reason}\n{_left_behind(folder)}", file=sys.stderr)
+
+
+def _left_behind(folder: Path) -> str:
+    """What a run that failed can still be asked, and whether it can go on."""
+    names = {
+        "samples": "samples.jsonl",
+        "the round that failed": "failed_round.jsonl",
+        "metrics": "metrics.csv",
+    }
+    files = {what: folder / name for what, name in names.items()}
+    there = [what for what, file in files.items() if file.exists() and file.stat().st_size]
+    text = f"In {folder}: {', '.join(there)}." if there else f"Nothing was kept in {folder}."
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        return f"{text} There is no checkpoint: it failed before the end of the first round."
+    return f"{text} Go on from its last checkpoint with: {_again(folder)}"
+
+
+def _again(folder: Path) -> str:
+    """The command that goes on, as this one was given."""
+    command = "python train.py" if Path(sys.argv[0]).name == "train.py" else "lit-pref train"
+    return f"{command} resume={folder}"
 
 
 def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> float | None:
@@ -152,6 +170,12 @@ def _train(cfg: DictConfig, folder: Path, summary: Summary, *, resume: bool) -> 
         log.info("resuming %s", what)
         checkpoints.resume_from(checkpoint)
     elif trainer.is_global_zero:
+        if summary.found.get("steps"):
+            log.warning(
+                "%s held another run (%s, %s steps), which this one replaces; its folder is "
+                "hydra.run.dir",
+                *(folder, summary.found.get("status"), summary.found.get("steps")),
+            )
         checkpoints.clear()
     trainer.fit(parts.objective, datamodule=parts.data, ckpt_path=checkpoint)
     if cfg.export and (trainer.is_global_zero or is_sharded(parts.policy)):

@@ -167,6 +167,7 @@ def _check_agreement(cfg: DictConfig, folder: Path) -> None:
 def _close(folder: Path) -> int:
     """Write the tables and say how the sweep went; returns its exit code."""
     from lit_pref.report import write_sweep
+    from lit_pref.report.sweep_table import as_text
 
     if not folder.is_dir():
         return 1
@@ -176,6 +177,7 @@ def _close(folder: Path) -> int:
     counts = sweep.counts()
     relative = os.path.relpath(folder)
     print(
+        f"{as_text(sweep)}"
         f"sweep: {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no cells'}\n"
         f"table   {relative}/table.csv, {relative}/table.md\n"
         f"report  {relative}/report.html"

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from tqdm.auto import tqdm
 
+from lit_pref.callbacks.evaluation import Evaluation
 from lit_pref.types import Group, Round
 
 __all__ = ["RunProgress"]
@@ -48,7 +49,7 @@ class RunProgress(L.Callback):
     def _terminal(self) -> bool:
         return sys.stderr.isatty()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -59,6 +60,14 @@ class RunProgress(L.Callback):
             data.reuse,
             data.batches_per_pass,
         )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evaluation) and pl_module.needs.policy:
+                log.info("validation (val_reward, kl): %s", _validation(callback, data))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.bar = tqdm(
             total=data.total_steps,
             initial=trainer.global_step,
@@ -150,3 +159,17 @@ class RunProgress(L.Callback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _validation(evaluation: Evaluation, data: Any) -> str:
+    """What is measured, and when."""
+    prompts, each = len(data.validation_prompts), evaluation.responses
+    every, unit = evaluation.every_n_rounds, "pass" if data.rounds == 1 else "round"
+    again = f"after every {every} {unit}{'es' if unit == 'pass' else 's'}, " if every > 1 else ""
+    if every == 1:
+        again = f"after every {unit}, "
+    return (
+        f"{prompts} {'prompt' if prompts == 1 else 'prompts'}, "
+        f"{each} {'response' if each == 1 else 'responses'} to each, drawn alike each time; "
+        f"before the first step, {again}at the end"
+    )

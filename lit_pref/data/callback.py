@@ -48,6 +48,9 @@ class RoundCallback(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._limit is not None:
             trainer.limit_val_batches, self._limit = self._limit, None
+        data: Any = getattr(trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, RoundDataModule):
+            data.armed = False  # another trainer may lack this callback
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

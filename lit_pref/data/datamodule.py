@@ -24,6 +24,7 @@ from lit_pref.data.reward_log import RewardLog
 from lit_pref.data.rounds import RoundListener, make_round, round_from_state, round_state
 from lit_pref.data.stored import StoredGroups
 from lit_pref.functional.rng import Order
+from lit_pref.rewards.scoring import check_prompts
 from lit_pref.tasks.base import Task
 from lit_pref.types import (
     Group,
@@ -234,6 +235,10 @@ class RoundDataModule(L.LightningDataModule):
             Refusal: it cannot; the message says what to change.
         """
         check_combination(self, client)
+        if self.fresh_groups:
+            check_prompts(self.reward, self.task.prompts())
+        if self.task.true_reward() is None:  # else that one measures
+            check_prompts(self.reward, self.validation_prompts)
 
     # ------------------------------------------------------------------ sizes
 

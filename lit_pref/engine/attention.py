@@ -26,6 +26,9 @@ __all__ = ["NAME", "register"]
 
 NAME = "lit_pref_shared_prompt"
 
+MANY_CALLS = 8
+"""From so many calls per layer on, one kernel for the whole row is tried instead."""
+
 
 def register() -> None:
     """Make ``NAME`` known to transformers; calling it again changes nothing."""
@@ -101,7 +104,10 @@ def _packed(
         return _one_by_one(q, k, v, row, window, scaling, softcap, sinks)
 
     kind: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "sinks": sinks}
-    if is_usable(query, key, value, window=window, reference=one_by_one, **kind):
+    calls = sum(1 + len(responses) for _, responses in layout.segments)
+    if calls >= MANY_CALLS and is_usable(
+        query, key, value, window=window, reference=one_by_one, **kind
+    ):
         if window not in layout.fused:
             layout.fused[window] = fused_row(layout.segments, window, query.device)
         return fused_attention(query, key, value, layout.fused[window], **kind)

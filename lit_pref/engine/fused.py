@@ -209,7 +209,7 @@ def is_usable(
     """Whether the kernel does what one call per response does, for layers of this kind.
 
     Found out once for each device, precision, number and size of heads; no random state of the
-    program is touched. What does not work is said in one line of the log.
+    program is touched. That it is compiled, and what does not work, are lines of the log.
 
     Args:
         query: [1, n, L, d] of the layer at work; only its kind matters.
@@ -228,6 +228,11 @@ def is_usable(
         bool(window), softcap, sinks is None,
     )  # fmt: skip
     if kind not in _tried:
+        log.info(
+            "packed rows: compiling one attention kernel for layers of %d heads of %d, %s, on %s; "
+            "it takes a while, once (model.forward=padded does without)",
+            query.shape[1], query.shape[3], str(query.dtype).removeprefix("torch."), query.device,
+        )  # fmt: skip
         near = min(window, 6)  # narrower than the rows of the trial
         options = {"scaling": scaling, "softcap": softcap}
         try:

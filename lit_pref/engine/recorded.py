@@ -99,12 +99,15 @@ class RecordedStep:
 
     Args:
         device: where its cache is.
+        on_failure: called when a recording fails, so that the next batch need not try.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.graph: Graph | None = GRAPHS[device.type]()
+    def __init__(self, device: torch.device, on_failure: Callable[[], None] = lambda: None) -> None:
+        self.device, self.on_failure = device, on_failure
+        self.can = True
+        """Until a recording fails."""
         self.recordings = 0
+        self._graph: Graph | None = None
         self._of = -1
         self._places: Places
         self._tokens: Tensor
@@ -126,7 +129,7 @@ class RecordedStep:
         Returns:
             [R, V] logits; None where steps cannot be recorded (nothing has happened then).
         """
-        if self.graph is None:
+        if not self.can:
             return None
         cache.make_room()
         slots = cache.slots(self.device)
@@ -134,12 +137,14 @@ class RecordedStep:
             reason = self._record(cache, forward, token_ids, slots)
             if reason is not None:
                 log.info("decoding steps are not recorded: %s", reason)
-                self.graph = None
+                self.can, self._graph = False, None
+                self.on_failure()
                 cache.forget_places()
                 return None
         else:
             self._put(token_ids, slots)
-            self.graph.replay()
+            assert self._graph is not None
+            self._graph.replay()
         cache.end_fixed(self._places)
         # A copy: the next step writes over it.
         return self._logits.clone() if slots is None else self._logits[slots]
@@ -158,7 +163,6 @@ class RecordedStep:
         slots: Tensor | None,
     ) -> str | None:
         """Record the present step; what stands against it, or None. It can be made again after."""
-        assert self.graph is not None
         self._places = places = cache.fixed_places(self.device)
         self._tokens = token_ids.new_zeros(len(places.columns))
         self._put(token_ids, slots)
@@ -168,9 +172,10 @@ class RecordedStep:
 
         try:
             right = run().clone()  # first, so that what is made at first use is there
-            self._logits = self.graph.record(run)
+            graph = self._graph = self._graph or GRAPHS[self.device.type]()
+            self._logits = graph.record(run)
             self._logits.zero_()
-            self.graph.replay()
+            graph.replay()
             live = slice(None) if slots is None else slots
             found, right = self._logits[live].double(), right[live].double()
             gap = float((found - right).norm() / right.norm())

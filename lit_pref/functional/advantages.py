@@ -72,15 +72,18 @@ def group_zscore(
     return centred / (std + eps) * segment_varies(rewards, group, count)[group]
 
 
-def whiten(values: Tensor, *, shift: bool = True, eps: float = 1e-8) -> Tensor:
+def whiten(
+    values: Tensor, *, shift: bool = True, eps: float = 1e-8, weight: Tensor | None = None
+) -> Tensor:
     """Values over their standard deviation (population) + eps, minus their mean if ``shift``.
 
-    Values that do not differ have no scale: without ``shift`` they stay as they are.
+    Values that do not differ have no scale: without ``shift`` they stay as they are. ``weight`` of
+    the same shape says how often each value counts in both (None: once).
     """
     if not len(values):
         return values
-    centred = values - values.mean()
-    std = centred.square().mean().sqrt()
+    centred = values - _mean(values, weight)
+    std = _mean(centred.square(), weight).sqrt()
     if shift:
         return centred / (std + eps)
     return values / (std + eps) if std > eps else values
@@ -131,6 +134,13 @@ def generalised_advantages(
     return out[inside]
 
 
-def subtract_mean(rewards: Tensor) -> Tensor:
-    """Reward minus the mean over the whole round, [B]."""
-    return rewards - rewards.mean() if len(rewards) else rewards
+def subtract_mean(rewards: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Reward minus the mean over the whole round, [B]; ``weight`` [B] as in ``whiten``."""
+    return rewards - _mean(rewards, weight) if len(rewards) else rewards
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return values.mean()
+    weight = weight.to(values)
+    return (values * weight).sum() / weight.sum()

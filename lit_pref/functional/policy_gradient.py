@@ -125,7 +125,7 @@ def clipped_value_loss(
     return 0.5 * error
 
 
-def adaptive_kl(coef: Tensor, kl: Tensor, *, target: float, horizon: float, count: int) -> Tensor:
+def adaptive_kl(coef: Tensor, kl: Tensor, *, target: float, horizon: float, count: float) -> Tensor:
     r"""The next KL coefficient of a proportional controller.
 
     .. math:: \beta \leftarrow \beta\,(1 + \mathrm{clip}(KL/target - 1, -0.2, 0.2)\, n / horizon)
@@ -137,7 +137,7 @@ def adaptive_kl(coef: Tensor, kl: Tensor, *, target: float, horizon: float, coun
         kl: scalar, mean KL of the round's responses in nats.
         target: KL to hold.
         horizon: responses over which the coefficient may change by about 20 %.
-        count: n, responses in the round.
+        count: n, responses in the round, each as often as its weight says.
     """
     error = (kl / target - 1).clamp(-0.2, 0.2)
     return coef * (1 + error * count / horizon)

@@ -88,7 +88,9 @@ def nca_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
     return -F.logsigmoid(a) - 0.5 * F.logsigmoid(-a) - 0.5 * F.logsigmoid(-b)
 
 
-def bco_shift(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+def bco_shift(
+    chosen: Tensor, rejected: Tensor, *, beta: float, weight: Tensor | None = None
+) -> Tensor:
     r"""Where the classifier of BCO cuts: halfway between the mean rewards, a constant.
 
     .. math:: \delta = \tfrac12\left(E[\beta h_w] + E[\beta h_l]\right)
@@ -99,11 +101,16 @@ def bco_shift(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
         chosen: [N] log-ratios of the chosen responses of the whole batch.
         rejected: [M] log-ratios of the rejected responses of the whole batch.
         beta: scale of the log-ratios.
+        weight: [N] how often each pair counts, for M = N (None: once).
 
     Returns:
         A scalar without gradient; an empty side does not count.
     """
-    sides = [beta * side.detach().mean() for side in (chosen, rejected) if len(side)]
+    sides = [
+        beta * (side.mean() if weight is None else (side * weight).sum() / weight.sum())
+        for side in (chosen.detach(), rejected.detach())
+        if len(side)
+    ]
     return torch.stack(sides).mean() if sides else chosen.new_zeros(())
 
 

@@ -50,7 +50,7 @@ def exp_weights(rewards: Tensor, *, temperature: float, clip: float | None = Non
 
 
 def normalise_rewards(
-    rewards: Tensor, group: Tensor, count: int, *, how: Normalise, counted: Tensor
+    rewards: Tensor, group: Tensor, count: int, *, how: Normalise, weight: Tensor
 ) -> Tensor:
     """Rewards as they are, or their z-scores (population deviation, plus 1e-12); 0 of equal ones.
 
@@ -59,19 +59,20 @@ def normalise_rewards(
         group: [B] index of each response's group.
         count: number of groups.
         how: ``none``, ``group`` (among the responses of the prompt) or ``round`` (among all).
-        counted: [B] whether a response takes part in mean and deviation.
+        weight: [B] how often a response counts in mean and deviation, 0 for not at all.
 
     Returns:
-        [B] of which only counted entries mean anything.
+        [B] of which only entries of weight above 0 mean anything.
     """
     if how == "none":
         return rewards
     owner = group if how == "group" else torch.zeros_like(group)
-    share = counted.to(rewards)
-    size = segment_sum(share, owner, count).clamp(min=1)
+    counted, share = weight > 0, weight.to(rewards)
+    size = segment_sum(share, owner, count)
+    size = torch.where(size > 0, size, torch.ones_like(size))
     mean = segment_sum(rewards * share, owner, count) / size
-    centred = (rewards - mean[owner]) * share
-    deviation = (segment_sum(centred.square(), owner, count) / size).sqrt()
+    centred = (rewards - mean[owner]) * counted
+    deviation = (segment_sum(centred.square() * share, owner, count) / size).sqrt()
     # equal rewards leave the rounding error of their mean, which 1e-12 would make large
     varies = segment_varies(rewards[counted], owner[counted], count)[owner]
     return centred / (deviation[owner] + 1e-12) * varies

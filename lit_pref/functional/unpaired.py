@@ -52,7 +52,7 @@ def kto_loss(
     )
 
 
-def class_shift(rewards: Tensor, desirable: Tensor) -> Tensor:
+def class_shift(rewards: Tensor, desirable: Tensor, *, weight: Tensor | None = None) -> Tensor:
     r"""BCO's reward shift: halfway between the mean rewards of the two classes, a constant.
 
     .. math:: \delta = \tfrac12\left(E_{D^+}[r] + E_{D^-}[r]\right)
@@ -62,13 +62,19 @@ def class_shift(rewards: Tensor, desirable: Tensor) -> Tensor:
     Args:
         rewards: [B] implicit rewards of the whole batch.
         desirable: [B] booleans.
+        weight: [B] how often each response counts (None: once).
 
     Returns:
         A scalar without gradient; an empty class does not count.
     """
     fixed = rewards.detach()
-    sides = [fixed[mask].mean() for mask in (desirable, ~desirable) if bool(mask.any())]
-    return torch.stack(sides).mean() if sides else fixed.new_zeros(())
+    often = torch.ones_like(fixed) if weight is None else weight.to(fixed)
+    masks = torch.stack([desirable, ~desirable])
+    # without asking how many there are, which a device would have to answer
+    counts = torch.where(masks, often, 0.0).sum(1)
+    sums = torch.where(masks, fixed * often, 0.0).sum(1)
+    means = sums / torch.where(counts > 0, counts, 1.0)
+    return means.sum() / (counts > 0).sum().clamp(min=1)
 
 
 def bco_unpaired_loss(rewards: Tensor, desirable: Tensor, *, shift: Tensor) -> Tensor:

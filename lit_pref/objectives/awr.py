@@ -60,7 +60,7 @@ class AWR(SupervisedModule):
             dtype=torch.float64,
         )
         owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-        counted = torch.tensor([g.weight != 0 for g in round.groups])[owner]
-        scaled = normalise_rewards(rewards, owner, len(sizes), how=self.normalise, counted=counted)
+        often = torch.tensor([g.weight for g in round.groups])[owner]
+        scaled = normalise_rewards(rewards, owner, len(sizes), how=self.normalise, weight=often)
         found = exp_weights(scaled, temperature=self.temperature, clip=self.clip)
         return [row.tolist() for row in found.split(sizes)]

@@ -284,9 +284,12 @@ class ObjectiveModule(L.LightningModule):
                 f"{type(self).__name__} cannot be sharded (strategy=fsdp2): what it has "
                 "beside the policy is not; use strategy=ddp"
             )
-        self.policy.load()
-        if self.reference is not None:
-            self.reference.prepare(self.policy)
+        # Lightning makes its GPU the default device here, which draws of our generators do not
+        # work on, and moves the module there afterwards.
+        with torch.device("cpu"):
+            self.policy.load()
+            if self.reference is not None:
+                self.reference.prepare(self.policy)
         if mesh is not None and not is_sharded(self.policy):
             for model in (self.policy, getattr(self.reference, "copy", None)):
                 if isinstance(model, nn.Module):

@@ -21,7 +21,8 @@ __all__ = ["BCO"]
 class BCO(PairwiseModule):
     """A classifier of chosen against rejected, cut at the mean reward of the batch.
 
-    The loss is ``functional.preference_reference.bco_loss``.
+    The loss is ``functional.preference_reference.bco_loss``. Pairs count in the mean as they do in
+    the loss, by their weights.
 
     Deviation: the shift is the mean over the pairs of the present batch, not a running one.
 
@@ -52,7 +53,9 @@ class BCO(PairwiseModule):
     def pair_loss(
         self, chosen: Side, rejected: Side, *, margin: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        shift = bco_shift(chosen.log_ratio, rejected.log_ratio, beta=self.beta)
+        shift = bco_shift(
+            chosen.log_ratio, rejected.log_ratio, beta=self.beta, weight=chosen.weight
+        )
         losses = bco_loss(chosen.log_ratio, rejected.log_ratio, beta=self.beta, shift=shift)
         metrics = reward_metrics(self.beta * chosen.log_ratio, self.beta * rejected.log_ratio)
         return losses, {**metrics, "rewards/shift": shift.expand(len(losses))}

@@ -21,7 +21,8 @@ class BCOUnpaired(UnpairedModule):
 
     (arXiv 2404.04656; a single response's loss is ``functional.unpaired.bco_unpaired_loss``, the
     shift ``functional.unpaired.class_shift``.) Each class counts the same, however many it has;
-    a class that the batch lacks adds nothing.
+    a class that the batch lacks adds nothing. Within a class, responses count by their weights, in
+    the mean of the rewards too.
 
     Deviation: the shift is that of the present batch, not a running mean; the density ratio for
     labels from different prompts (underlying distribution matching) is left out.
@@ -48,9 +49,9 @@ class BCOUnpaired(UnpairedModule):
         self, log_ratio: Tensor, desirable: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         rewards = self.beta * log_ratio
-        shift = class_shift(rewards, desirable)
+        weight = batch.view.response["weight"].to(rewards)
+        shift = class_shift(rewards, desirable, weight=weight)
         losses = bco_unpaired_loss(rewards, desirable, shift=shift)
-        weight = batch.view.response["weight"].to(losses)
         positive_share = (weight * desirable).sum() / weight.sum()
         # From the mean over the batch to the sum of the means of its two classes.
         share = desirable.to(losses) * positive_share + (~desirable) * (1 - positive_share)

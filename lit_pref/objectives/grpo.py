@@ -102,24 +102,26 @@ class GRPO(PolicyGradientModule):
         )
         self.baseline, self.scale = baseline, scale
 
-    def advantages(self, rewards: Tensor, group: Tensor, count: int) -> Tensor:
+    def advantages(
+        self, rewards: Tensor, group: Tensor, count: int, *, weight: Tensor | None = None
+    ) -> Tensor:
         if self.scale == "group":
             # 1e-4 and n - 1 as in the common implementations; equal rewards give 0
             return group_zscore(rewards, group, count, eps=1e-4, correction=1)
-        centred = self._centred(rewards, group, count)
+        centred = self._centred(rewards, group, count, weight)
         tokenwise = self.kl_coef > 0 and self.kl_in == "reward_to_go"
         if self.scale == "batch" and not tokenwise:
-            return whiten(centred, shift=self.baseline == "batch")
+            return whiten(centred, shift=self.baseline == "batch", weight=weight)
         return centred
 
-    def _centred(self, rewards: Tensor, group: Tensor, count: int) -> Tensor:
+    def _centred(self, rewards: Tensor, group: Tensor, count: int, weight: Tensor | None) -> Tensor:
         if self.baseline == "group":
             return subtract_group_mean(rewards, group, count)
-        return subtract_mean(rewards) if self.baseline == "batch" else rewards
+        return subtract_mean(rewards, weight=weight) if self.baseline == "batch" else rewards
 
-    def scale_tokens(self, advantages: Tensor) -> Tensor:
+    def scale_tokens(self, advantages: Tensor, *, weight: Tensor) -> Tensor:
         if self.scale == "batch":
-            return whiten(advantages, shift=self.baseline == "batch")
+            return whiten(advantages, shift=self.baseline == "batch", weight=weight)
         return advantages
 
     def token_loss(

@@ -16,6 +16,7 @@ from lit_pref.objectives.base import SharedArgs
 from lit_pref.objectives.checks import positive, within
 from lit_pref.objectives.families.unpaired import UnpairedModule
 from lit_pref.objectives.run_data import data_of
+from lit_pref.transfer import sent
 from lit_pref.types import Batch, FlatTokens, Needs, Policy, Refusal
 
 __all__ = ["KTO", "mismatched"]
@@ -32,6 +33,8 @@ class KTO(UnpairedModule):
     over the m responses of the batch, each after the prompt of the next group (the last one after
     the first), without gradient (arXiv 2402.01306, section 4). It is not an unbiased estimate of
     the KL divergence; it is cheap and only shifts the saturation of the loss.
+
+    Responses count in the mean as they do in the loss, by their weights.
 
     Deviation: the shift is by groups, since the next response of a group has the same prompt;
     with one response per prompt it is the published one. The mean is over the batch of all
@@ -105,20 +108,26 @@ class KTO(UnpairedModule):
         tokens = whole.tokens
         mine = range(tokens.num_responses) if batch.local is None else batch.local
         dtype = torch.promote_types(torch.float32, next(self.policy.parameters()).dtype)
+        weight = whole.view.response["weight"].to(self.device, dtype)
         total = torch.zeros((), device=self.device, dtype=dtype)
         if len(tokens.prompt_lengths) > 1:
             room = self.policy.spec.context_length
-            foreign = mismatched(tokens, mine, context_length=room)
+            foreign, order = mismatched(tokens, mine, context_length=room)
             for index in micro_batches(foreign, batch.micro_batch_tokens):
                 part = foreign.select(index)
                 policy = self.policy.token_logps(part).logps
                 assert self.reference is not None
-                total += (policy - self.reference.token_logps(part).logps).sum()
+                gap = (policy - self.reference.token_logps(part).logps).to(dtype)
+                often = weight[sent([order[i] for i in index], weight.device)]
+                total += (gap * often[part.owner()]).sum()
         # Groups without a counterpart (a batch that ties left with one group) count as distance 0.
-        return (self.sum_over_processes(total) / max(tokens.num_responses, 1)).clamp(min=0)
+        total = self.sum_over_processes(total)
+        return (total / weight.sum() if len(weight) else total).clamp(min=0)
 
 
-def mismatched(tokens: FlatTokens, responses: Sequence[int], *, context_length: int) -> FlatTokens:
+def mismatched(
+    tokens: FlatTokens, responses: Sequence[int], *, context_length: int
+) -> tuple[FlatTokens, list[int]]:
     """Some responses, each after the prompt of the next group instead of its own.
 
     Args:
@@ -127,7 +136,8 @@ def mismatched(tokens: FlatTokens, responses: Sequence[int], *, context_length: 
         context_length: most tokens of prompt and response together.
 
     Returns:
-        The responses in the order of their new prompts; none if ``responses`` is empty.
+        The responses in the order of their new prompts, none if ``responses`` is empty; and which
+        response of the batch each of them is.
     """
     count = len(tokens.prompt_lengths)
     prompts = tokens.prompt_ids.split(tokens.prompt_lengths)
@@ -142,10 +152,11 @@ def mismatched(tokens: FlatTokens, responses: Sequence[int], *, context_length: 
         heads.append(prompts[p][-max(room, 1) :])
     members = [i for p in order for i in by_prompt[p]]
     none = tokens.response_ids[:0]
-    return FlatTokens(
+    foreign = FlatTokens(
         prompt_ids=torch.cat([none, *heads]),
         prompt_lengths=[len(h) for h in heads],
         response_ids=torch.cat([none, *(parts[i] for i in members)]),
         lengths=[tokens.lengths[i] for i in members],
         prompt_of=[n for n, p in enumerate(order) for _ in by_prompt[p]],
     )
+    return foreign, members

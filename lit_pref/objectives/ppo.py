@@ -146,6 +146,7 @@ class PPO(PolicyGradientModule):
         if self.critic is None:
             return super().view(round, seed=seed)
         tokens, rewards = round.tokens(), self.rewards(round)
+        columns = self.response_columns(round)
         per_token = torch.zeros(sum(tokens.lengths), dtype=torch.float64)
         if self.kl_coef > 0 and self.kl_in == "reward":
             per_token -= self.penalty_weight() * self.log_ratio(round)
@@ -158,16 +159,18 @@ class PPO(PolicyGradientModule):
         returns = advantage + values
         round.counts["value/explained_variance"] = _explained(values, returns)
         if self.whiten_advantages == "round":
-            advantage = whiten(advantage)
+            advantage = whiten(advantage, weight=columns["weight"][tokens.owner()])
         return View(
-            response=self.response_columns(round),
+            response=columns,
             token={"advantage": advantage.float(), "return": returns.float()},
         )
 
     def penalty_weight(self) -> float:
         return float(self.kl_weight)
 
-    def advantages(self, rewards: Tensor, group: Tensor, count: int) -> Tensor:
+    def advantages(
+        self, rewards: Tensor, group: Tensor, count: int, *, weight: Tensor | None = None
+    ) -> Tensor:
         return group_zscore(rewards, group, count)
 
     def observe(self, round: Round) -> None:
@@ -177,10 +180,12 @@ class PPO(PolicyGradientModule):
         kl = self.response_sums(self.log_ratio(round), round.tokens())
         round.counts["round/kl_coef"] = float(self.kl_weight)
         if len(kl):
+            weight = self.response_columns(round)["weight"].to(kl)
+            mean = (kl * weight).sum() / weight.sum()
             self.kl_weight.copy_(
                 adaptive_kl(
-                    self.kl_weight, kl.mean().to(self.kl_weight), target=self.kl_target,
-                    horizon=self.kl_horizon, count=len(kl),
+                    self.kl_weight, mean.to(self.kl_weight), target=self.kl_target,
+                    horizon=self.kl_horizon, count=float(weight.sum()),
                 )
             )  # fmt: skip
 

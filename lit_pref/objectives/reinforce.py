@@ -87,27 +87,33 @@ class REINFORCE(PolicyGradientModule):
 
     # ------------------------------------------------------------------ advantages
 
-    def advantages(self, rewards: Tensor, group: Tensor, count: int) -> Tensor:
-        out = self._baselined(rewards, group, count)
+    def advantages(
+        self, rewards: Tensor, group: Tensor, count: int, *, weight: Tensor | None = None
+    ) -> Tensor:
+        out = self._baselined(rewards, group, count, weight)
         return out - out.min() if self.shift == "min" and len(out) else out
 
-    def _baselined(self, rewards: Tensor, group: Tensor, count: int) -> Tensor:
+    def _baselined(
+        self, rewards: Tensor, group: Tensor, count: int, weight: Tensor | None
+    ) -> Tensor:
         if self.baseline == "leave_one_out":
             return leave_one_out(rewards, group, count)
         if self.baseline == "group_zscore":
             return group_zscore(rewards, group, count)
         if self.baseline == "batch_mean":
-            return subtract_mean(rewards)
+            return subtract_mean(rewards, weight=weight)
         if self.baseline == "running_mean":
-            total = self.reward_sum + rewards.sum()
-            return rewards - total / (self.reward_count + len(rewards)).clamp(min=1)
+            often = torch.ones_like(rewards) if weight is None else weight.to(rewards)
+            total = self.reward_sum + (rewards * often).sum()
+            return rewards - total / (self.reward_count + often.sum())
         return rewards
 
     def observe(self, round: Round) -> None:
         """Absorb the round's rewards, with the penalty that they carry, into the running mean."""
         rewards = self.penalised_rewards(round)
-        self.reward_sum += rewards.sum()
-        self.reward_count += len(rewards)
+        weight = self.response_columns(round)["weight"].to(rewards)
+        self.reward_sum += (rewards * weight).sum()
+        self.reward_count += weight.sum()
 
     def objective_state(self) -> dict[str, Tensor]:
         return {"reward_sum": self.reward_sum, "reward_count": self.reward_count}

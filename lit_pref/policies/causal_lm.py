@@ -87,6 +87,7 @@ class HFPolicy(nn.Module):
         self.plain_head = True
         self.record_steps = False
         """Whether decoding steps are recorded and replayed; see ``recorded_steps``."""
+        self._recordable = True
         self.shared_decoding = False
         """Whether prompts are shared while decoding; found out when the weights are loaded."""
         self.model: Any = None
@@ -182,9 +183,12 @@ class HFPolicy(nn.Module):
             )
         cache = SharedCache()
         logits = decoding.enter_shared(self._run, cache, prompts, copies, self.device)
-        if self.record_steps:
-            cache.recorded = RecordedStep(self.device)
+        if self.record_steps and self._recordable:
+            cache.recorded = RecordedStep(self.device, self._not_recordable)
         return logits, cache
+
+    def _not_recordable(self) -> None:
+        self._recordable = False
 
     def rows_that_fit(self, tokens: int) -> int:
         """How many rows of so many tokens to decode at a time, by memory."""

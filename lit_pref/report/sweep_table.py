@@ -12,7 +12,7 @@ from lit_pref.report.sweep import IDENTITY, SweepRecord, read_sweep
 from lit_pref.report.table import duration, number
 from lit_pref.types import Refusal
 
-__all__ = ["MEASURES", "as_csv", "as_markdown", "measures", "shown", "write_sweep"]
+__all__ = ["MEASURES", "as_csv", "as_markdown", "as_text", "measures", "shown", "write_sweep"]
 
 _COUNTS = ("steps", "rounds", "samples", "reward_queries", "eval_queries")
 _VALUES = ("reward_start", "reward_final", "kl_final", "accuracy_final", "wall_seconds")
@@ -106,6 +106,31 @@ def as_markdown(sweep: SweepRecord) -> str:
         values = [shown(key, setting.measure(key)) for key, _ in asked]
         seeds = f"{setting.finished} of {len(setting.cells)}"
         lines.append(_row([*setting.values, seeds, *values, "; ".join(setting.notes())]))
+    return "\n".join(lines) + "\n"
+
+
+def as_text(sweep: SweepRecord, *, most: int = 40) -> str:
+    """The comparison over seeds for a terminal: the settings that finished, aligned.
+
+    Args:
+        sweep: the sweep.
+        most: settings shown; of more the last line says how many are left out.
+    """
+    asked = measures(sweep)[:2]
+    known = [s for s in sweep.settings() if s.finished]
+    rows = [[*sweep.columns, "seeds", *(name for _, name in asked)]]
+    rows += [
+        [*s.values, f"{s.finished} of {len(s.cells)}", *(shown(k, s.measure(k)) for k, _ in asked)]
+        for s in known[:most]
+    ]
+    if len(rows) == 1:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    if len(known) > most:
+        lines.append(f"... and {len(known) - most} more in table.md")
+    if any(s.measure(asked[0][0]).half is not None for s in known):
+        lines.append("mean over seeds +- half the 95 % confidence interval")
     return "\n".join(lines) + "\n"
 
 

@@ -97,7 +97,9 @@ def reward_change(summary: dict[str, Any]) -> str:
     """Reward before and after, with the difference when both are known."""
     if not measures_reward(summary):
         return NO_REWARD
-    change = _change(summary.get("reward_start"), summary.get("reward_final"))
+    final = summary.get("reward_final")
+    ends = _interval(summary.get("reward_final_interval"), final)
+    change = _change(summary.get("reward_start"), final, ends)
     return change + "  true reward on the validation prompts"
 
 
@@ -117,8 +119,8 @@ def _accuracy(summary: dict[str, Any]) -> str:
     return change + "  of the held-out pairs in the right order"
 
 
-def _change(start: Any, final: Any) -> str:
-    text = f"{number(start)} -> {number(final)}"
+def _change(start: Any, final: Any, ends: str = "") -> str:
+    text = f"{number(start)} -> {number(final)}{ends}"
     if isinstance(start, (int, float)) and isinstance(final, (int, float)):
         difference = final - start
         sign = "+" if difference >= 0 else ""
@@ -134,7 +136,16 @@ def _title(summary: dict[str, Any]) -> str:
 
 
 def _kl(summary: dict[str, Any]) -> str:
-    return f"{number(summary.get('kl_final'))} nats per response, to the initial policy"
+    value = summary.get("kl_final")
+    ends = _interval(summary.get("kl_final_interval"), value)
+    return f"{number(value)}{ends} nats per response, to the initial policy"
+
+
+def _interval(ends: Any, value: Any) -> str:
+    """A 95 % interval over the validation prompts; nothing where it has no width (exact KL)."""
+    if not isinstance(ends, list) or value is None or ends[0] == ends[1]:
+        return ""
+    return f" [{number(ends[0])}, {number(ends[1])}]"
 
 
 def _steps(summary: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_pref.rewards.base import at_least_one, settings_version
 from lit_pref.rewards.function import Takes, UserFunction, resolve_function
-from lit_pref.types import Comparison, Group
+from lit_pref.types import Comparison, Group, Prompt
 
 __all__ = ["CallableOracle", "CallableReward", "resolve_function"]
 
@@ -55,6 +55,14 @@ class CallableReward:
         self.name = name or self._call.label
         self.version = settings_version(function=self._call.label, source=self._call.source)
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Whether the prompts have the columns that the function asks for.
+
+        Raises:
+            Refusal: an argument without a default that is a column of no prompt.
+        """
+        self._call.check_prompts(prompts)
+
     def score(self, groups: Sequence[Group]) -> list[float]:
         """What the function returns, as a list; ``checked_scores`` checks it.
 
@@ -101,6 +109,14 @@ class CallableOracle:
         self.version = settings_version(
             function=self._call.label, source=self._call.source, opponents=opponents
         )
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Whether the prompts have the columns that the function asks for.
+
+        Raises:
+            Refusal: an argument without a default that is a column of no prompt.
+        """
+        self._call.check_prompts(prompts)
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         """What the function returns, as a list; ``checked_comparisons`` checks it.

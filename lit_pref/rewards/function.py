@@ -65,6 +65,7 @@ class UserFunction:
         self._limit = asyncio.Semaphore(self.concurrency)
         self._taken, self._accepted = _parameters(self.function, leading)
         self._needed = _needed(self.function, leading)
+        self._known: set[str] = set()
 
     @property
     def label(self) -> str:
@@ -75,6 +76,24 @@ class UserFunction:
     def source(self) -> str:
         """Its source text, which its version is made of."""
         return _describe(self.function)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Whether they have the columns that the function asks for; one row may lack them.
+
+        Raises:
+            Refusal: an argument without a default that is a column of no prompt.
+        """
+        names: dict[str, None] = {}
+        for prompt in prompts if self._needed else ():
+            names |= dict.fromkeys(prompt.columns)
+            if all(name in names for name in self._needed):
+                break  # there may be millions of rows
+        else:
+            if prompts and (problem := self._missing(names)):
+                file = next((p.file for p in prompts if p.file), None)
+                place = "" if file is None else f", prompts of {file}"
+                raise Refusal(f"reward.function={self.label}{place}: {problem}")
+        self._known.update(names)
 
     def __call__(self, prompts: Sequence[Prompt], *leading: Sequence[Any]) -> list[Any]:
         """What the function returns for some rows.
@@ -99,7 +118,7 @@ class UserFunction:
                 f"expected a list of {len(texts)} numbers, one per response; the function "
                 f"returned {type(out).__name__}{one}"
             )
-        return list(out)
+        return _no_coroutines(list(out))
 
     def _one_by_one(self, leading: Sequence[Sequence[Any]], columns: dict[str, list]) -> list[Any]:
         calls = [
@@ -108,23 +127,51 @@ class UserFunction:
         ]
         if self.is_async:
             return run(run_limited(calls, self._limit))
-        return [call() for call in calls]
+        first = [call() for call in calls[:1]]
+        if first and inspect.isawaitable(first[0]):  # a plain function around an async one
+            self.is_async = True
+            rest = run(run_limited(calls[1:], self._limit))
+            return [run(_awaited(first[0])), *rest]
+        return [*first, *(call() for call in calls[1:])]
 
     def _columns(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
         names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
-        for name in self._needed:
-            if name not in names:
-                have = f"they have {', '.join(names)}" if names else "they have none"
-                raise TypeError(
-                    f"the function's argument {name!r} is no column of these prompts ({have}"
-                    f"{_nearest(name, names, prefix='')}). Rename it, give it a default, or add "
-                    "the column to the prompt file"
-                )
+        if problem := self._missing([*names, *self._known]):
+            raise TypeError(problem)
+        names |= dict.fromkeys(n for n in self._needed if n in self._known)
         return {
             name: [prompt.columns.get(name) for prompt in prompts]
             for name in names
             if name not in self._taken and (self._accepted is None or name in self._accepted)
         }
+
+    def _missing(self, names: Iterable[str]) -> str | None:
+        """What to say of a needed argument that is no column of the prompts; None for nothing."""
+        names = dict.fromkeys(names)
+        for name in self._needed:
+            if name not in names:
+                have = f"they have {', '.join(names)}" if names else "they have none"
+                return (
+                    f"the function's argument {name!r} is no column of these prompts ({have}"
+                    f"{_nearest(name, names, prefix='')}). Rename it, give it a default, or add "
+                    "the column to the prompt file"
+                )
+        return None
+
+
+def _no_coroutines(values: list[Any]) -> list[Any]:
+    """The values; an error where the function made calls of an async one and awaited none."""
+    unawaited = [v for v in values if inspect.isawaitable(v)]
+    if not unawaited:
+        return values
+    for value in unawaited:
+        if inspect.iscoroutine(value):
+            value.close()  # or Python warns of each of them
+    raise TypeError(
+        "expected numbers, one per response; the function returned calls of an async function that "
+        "nobody awaited. Declare it with async def and await them, or name the async function of "
+        "one response itself and set reward.takes=one"
+    )
 
 
 async def _awaited(value: Any) -> Any:

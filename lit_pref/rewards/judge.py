@@ -131,8 +131,8 @@ class JudgeOracle:
             ``Verdict: A``, ``B`` or ``tie``.
         positions: ``both`` or ``drawn``.
         opponents: each response is compared with the next so many in a circle; None: with all.
-        unclear: P(first is better) where the judge gives no verdict after all tries; None stops
-            the run.
+        unclear: what it counts as when the judge gives no verdict after all tries: 0.5, a tie, or
+            None, which stops the run. Anything else would favour a position.
     """
 
     def __init__(
@@ -146,8 +146,12 @@ class JudgeOracle:
     ) -> None:
         if positions not in ("both", "drawn"):
             raise Refusal(f"reward.positions must be both or drawn, got {positions!r}")
-        if unclear is not None and not 0 <= unclear <= 1:
-            raise Refusal(f"reward.unclear is a probability in [0, 1] or null, got {unclear}")
+        if unclear is not None and unclear != 0.5:
+            raise Refusal(
+                "with reward.mode=pairwise, reward.unclear is 0.5 (no verdict is a tie) or null "
+                f"(it stops the run), got {unclear}; other numbers would favour the response that "
+                "was shown first"
+            )
         check_instructions(instructions, "{prompt}", "{first}", "{second}")
         self.chat, self.instructions, self.positions = chat, instructions, positions
         self.opponents = opponents if opponents is None else at_least_one("opponents", opponents)

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from lit_pref.rewards.background import cancel_all
 from lit_pref.rewards.base import checked_scores
 from lit_pref.rewards.comparing import (
@@ -16,13 +18,21 @@ from lit_pref.rewards.comparing import (
     is_oracle,
     win_shares,
 )
-from lit_pref.types import Comparison, Group, PreferenceOracle, Refusal, RewardSource
+from lit_pref.types import (
+    Comparison,
+    Group,
+    PreferenceOracle,
+    Prompt,
+    Refusal,
+    RewardSource,
+)
 
 __all__ = [
     "Guarded",
     "Scoring",
     "assess",
     "calls_at_once",
+    "check_prompts",
     "groups_at_once",
     "merged_counts",
 ]
@@ -36,6 +46,19 @@ def calls_at_once(source: Any) -> int:
 def groups_at_once(source: Any) -> int:
     """How many groups a source wants in one call."""
     return max(1, int(getattr(source, "groups_at_once", 1)))
+
+
+def check_prompts(source: Any, prompts: Sequence[Prompt]) -> None:
+    """Whether a source, and those that it is made of, can score responses to these prompts.
+
+    Raises:
+        Refusal: it cannot; the message says why.
+    """
+    for part in (*getattr(source, "sources", ()), getattr(source, "source", None)):
+        if part is not None and not isinstance(part, str):
+            check_prompts(part, prompts)
+    if callable(check := getattr(source, "check_prompts", None)):
+        check(prompts)
 
 
 def merged_counts(sources: Sequence[Any]) -> dict[str, float]:
@@ -71,6 +94,12 @@ def assess(source: RewardSource | PreferenceOracle, groups: Sequence[Group]) -> 
         group.reward_source = label
 
 
+def _begin(gpu: int | None) -> None:
+    """A thread begins on the first GPU of the machine, whichever its process has."""
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+
+
 class Scoring:
     """Scores groups in threads, in calls that depend on the order of the groups alone.
 
@@ -98,7 +127,10 @@ class Scoring:
         self._size = groups_at_once(source)
         self._waiting: list[Group] = []
         self._calls: list[tuple[Future[None], int]] = []
-        self._pool = ThreadPoolExecutor(calls_at_once(source), thread_name_prefix="reward")
+        gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._pool = ThreadPoolExecutor(
+            calls_at_once(source), thread_name_prefix="reward", initializer=_begin, initargs=(gpu,)
+        )
 
     def __enter__(self) -> Scoring:
         return self

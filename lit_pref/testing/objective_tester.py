@@ -271,6 +271,17 @@ class ObjectiveTester:
             response.ids = [*response.ids[::-1], 1, 2]
         assert_close(self.gradient_of(groups), before, self.tolerance, "a group of weight 0")
 
+    def test_group_of_weight_two(self) -> None:
+        """It counts as the same group given twice."""
+        if not self.order_free:  # where the second one stands would matter
+            return
+        groups = self.groups()
+        groups[-1].weight = 2.0
+        twice = [*self.groups(), self.groups()[-1]]
+        assert_close(
+            self.gradient_of(groups), self.gradient_of(twice), self.tolerance, "a group of weight 2"
+        )
+
     def test_half_precision(self) -> None:
         module, round = self.prepared(dtype=torch.bfloat16)
         half = gradients(module, make_batch(round)).double()

@@ -84,6 +84,12 @@ def test_the_command_line_prints_the_message_alone(tmp_path):
     assert "objective.beta" in summary["reason"]
 
 
+def test_several_values_without_a_sweep_are_pointed_to_it():
+    out = run("objective=dpo,ipo")
+    assert out.returncode == 2 and "which make a sweep: add -m" in out.stderr
+    assert "there is no such option" in run("objective=dpo,iop").stderr
+
+
 def test_help_is_light_and_useful():
     code = (
         "import sys; sys.argv = ['train.py', '--help']\n"
@@ -168,6 +174,22 @@ def test_combinations_are_refused(overrides, words, tmp_path):
     for word in words:
         assert word in reason, reason
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_column_that_the_reward_asks_for_is_missed_at_once(tmp_path, monkeypatch):
+    (tmp_path / "needs_answer.py").write_text(
+        "def exact(prompts, responses, answer):\n    return [0.0 for _ in responses]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"prompt": "p", "answer": "a"}\n' * 16)
+    (tmp_path / "held.jsonl").write_text('{"prompt": "q", "anwser": "a"}\n')
+    callable_ = [*TEXT[:2], "reward=callable", "reward.function=needs_answer.exact"]
+    reason = refused(callable_, tmp_path)
+    assert "'answer' is no column of these prompts (they have none)" in reason
+    files = [f"task.prompts={tmp_path}/train.jsonl", f"task.validation={tmp_path}/held.jsonl"]
+    reason = refused([*callable_, *files], tmp_path)
+    assert "held.jsonl" in reason and "(they have anwser; did you mean anwser?)" in reason
+    assert not list(tmp_path.rglob("samples.jsonl"))
 
 
 def pairs_file(tmp_path, *lines):

@@ -222,6 +222,17 @@ def test_labels_below_neighbouring_panels_do_not_meet(tmp_path):
             assert 0 <= left.x0 < left.x1 < right.x0 < right.x1 <= drawing.bbox.x1
 
 
+def test_few_seeds_are_drawn_one_by_one(tmp_path):
+    pytest.importorskip("matplotlib")
+    with plots.figure(tmp_path / "f.png", 1, 1, title="t") as axes:
+        plots.plot_seeds(axes[0][0], [64.0, 512.0], [[1.0, 4.0], [3.0, 8.0]], "PPO", 0)
+        mean, *seeds = axes[0][0].lines
+        assert mean.get_ydata().tolist() == [2.0, 6.0]  # by hand: (1 + 3) / 2, (4 + 8) / 2
+        assert [line.get_ydata().tolist() for line in seeds] == [[1.0, 4.0], [3.0, 8.0]]
+        assert all(line.get_linestyle() == "None" for line in seeds)
+        assert not axes[0][0].collections  # no band
+
+
 # --------------------------------------------------------------------------- quick verdicts
 
 

@@ -3,7 +3,12 @@
 import logging
 from types import SimpleNamespace
 
+import pytest
+from tests_callbacks_support import Reference, policy
+
+from lit_pref.callbacks import Evaluation
 from lit_pref.callbacks.progress import RunProgress
+from lit_pref.objectives import DPO
 
 
 def test_a_reward_model_says_its_accuracy(caplog):
@@ -30,3 +35,23 @@ def test_making_a_round_is_told_of_now_and_then(caplog, monkeypatch):
         "round 3: annotating, 3 of 8 responses",
         "round 3: annotating, 8 of 8 responses",
     ]
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds", "when"),
+    [(1, 2, "after every round, "), (2, 2, "after every 2 rounds, "), (3, 1, "after every 3 passes, "),
+     (0, 2, "")],
+)  # fmt: skip
+def test_the_plan_and_what_validates_it_come_first(fit, caplog, every, rounds, when):
+    with caplog.at_level(logging.INFO, logger="lit_pref"):
+        fit(
+            DPO(policy(), reference=Reference()),
+            [RunProgress(), Evaluation(every_n_rounds=every)],
+            rounds=rounds,
+        )
+    lines = [r.getMessage() for r in caplog.records if r.name == "lit_pref.callbacks.progress"]
+    assert lines[0] == f"training: {2 * rounds} steps = {rounds} rounds x 1 passes x 2 batches"
+    assert lines[1].startswith("validation (val_reward, kl): ")
+    wanted = f"1 response to each, drawn alike each time; before the first step, {when}at the end"
+    assert wanted in lines[1]
+    assert lines[2].startswith("step 0/")

@@ -232,6 +232,20 @@ def test_the_trainer_must_be_set_up_for_rounds():
         trainer.fit(dpo(), datamodule=data)
 
 
+def test_a_second_trainer_must_be_set_up_for_rounds_too(tmp_path):
+    data = onpolicy(rounds=1, reuse=1)
+    objective = dpo()
+    train(objective, data, tmp_path)
+    before = [p.detach().clone() for p in objective.policy.parameters()]
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(Refusal, match="trainer_kwargs"):
+        trainer.fit(objective, datamodule=data)
+    assert all(map(torch.equal, before, objective.policy.parameters()))
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -1,6 +1,9 @@
 """Recorded decoding steps, with a tape in place of a CUDA graph: it plays operations, no Python."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,7 +140,8 @@ def test_what_does_not_replay_is_decoded_step_by_step(tape, said, tapes, monkeyp
     plain = drawn(made, record=False)
     with caplog.at_level(logging.INFO, "lit_pref"):
         found = drawn(made, record=True)
-    assert [row.ids for row in found] == [row.ids for row in plain]
+        again = drawn(made, record=True)  # not tried a second time
+    assert [row.ids for row in found] == [row.ids for row in again] == [row.ids for row in plain]
     lines = [r.getMessage() for r in caplog.records if "not recorded" in r.getMessage()]
     assert len(lines) == 1 and said in lines[0] and "\n" not in lines[0]
 
@@ -221,3 +225,17 @@ def test_a_recorded_step_holds_no_memory_of_a_finished_batch(tapes):
         assert gone() is None  # no cycle keeps it
     finally:
         gc.enable()
+
+
+def test_the_script_for_a_gpu_runs():
+    """Of a model of two small layers, on the CPU: all of it but the tests for a GPU."""
+    script = Path(__file__).parents[2] / "scripts/bench/gpu.py"
+    sizes = "--layers 2 --width 64 --vocab 300 --prompts 2 --responses 2 --new 18 --rounds 1"
+    done = subprocess.run(
+        [sys.executable, str(script), "--device", "cpu", "--dtype", "float32", "--tests", "0",
+         *sizes.split()],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for way in ("a call per response", "one kernel", "padded", "recorded", "model.generate"):
+        assert f"  {way}: " in done.stdout

@@ -53,11 +53,11 @@ def test_equal_rewards_have_no_advantage(reward, count):
     assert float(subtract_group_mean(rewards, group, 1).abs().max()) > 0
     assert group_zscore(rewards, group, 1).tolist() == [0] * count
     for how in ("group", "round"):
-        counted = torch.ones(count + 1, dtype=torch.bool)
-        counted[-1] = False  # what does not count may differ
+        weight = torch.ones(count + 1)
+        weight[-1] = 0  # what does not count may differ
         z = normalise_rewards(
             tensor(*rewards.tolist(), 5), torch.zeros(count + 1, dtype=torch.long), 1,
-            how=how, counted=counted,
+            how=how, weight=weight,
         )  # fmt: skip
         assert z.tolist() == [0] * (count + 1)
 

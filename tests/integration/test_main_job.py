@@ -151,6 +151,13 @@ def test_offline_pairs_of_a_file(job):
     assert done.lines("samples.jsonl") == []  # nothing was generated but validation samples
 
 
+def test_a_run_in_the_folder_of_another_says_that_it_replaces_it(job, caplog):
+    first = job("objective=dpo", *SMALL, "data.rounds=1")
+    assert "held another run" not in caplog.text
+    job("objective=dpo", *SMALL, "data.rounds=1", folder=first.folder)
+    assert f"{first.folder} held another run (finished, 1 steps)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -159,7 +166,7 @@ def test_offline_pairs_of_a_file(job):
         (short_reward, ["expected", "short_reward"]),
     ],
 )
-def test_a_reward_that_fails_stops_the_run_and_keeps_the_round(job, function, words):
+def test_a_reward_that_fails_stops_the_run_and_keeps_the_round(job, capsys, function, words):
     path = f"tests_integration_support.{function.__name__}"
     done = job("objective=dpo", *SMALL, "reward=callable", f"reward.function={path}")
     assert done.outcome.exit_code == 1
@@ -170,9 +177,11 @@ def test_a_reward_that_fails_stops_the_run_and_keeps_the_round(job, function, wo
     assert kept
     assert all(r["ids"] for line in kept for r in line["responses"])
     assert (done.folder / "report.html").exists()
+    said = capsys.readouterr().err
+    assert "the round that failed. There is no checkpoint" in said
 
 
-def test_steps_with_non_finite_gradients_are_skipped_then_stop_the_run(job):
+def test_steps_with_non_finite_gradients_are_skipped_then_stop_the_run(job, capsys):
     """beta = 1e38 overflows: every gradient is not finite, no weight may change."""
     overrides = ["objective=dpo", "objective.beta=3e38", "data.rounds=6", "callbacks=minimal"]
     done = job(*overrides, "optimizer.max_skipped=3")
@@ -180,6 +189,11 @@ def test_steps_with_non_finite_gradients_are_skipped_then_stop_the_run(job):
     assert "3" in done.summary["reason"]
     assert "optimizer.lr" in done.summary["reason"]
     assert done.summary["steps"] == 4
+    again = f"last checkpoint with: lit-pref train resume={done.folder}"
+    assert again in capsys.readouterr().err
+    # Evaluated before training alone: that is no end.
+    assert done.summary["reward_start"] is not None and done.summary["reward_final"] is None
+    assert done.summary["kl_final"] is None
     patient = job(*overrides, "optimizer.max_skipped=100")
     assert patient.outcome.exit_code == 0
     assert float(patient.metrics[-1]["skipped_steps"]) == 6

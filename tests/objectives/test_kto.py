@@ -71,6 +71,32 @@ class TestKTO(ObjectiveTester):
         assert float(coupled(module, batch).notes.response["kl"][0]) == pytest.approx(z0, rel=1e-6)
         assert whole_loss(module, batch) == pytest.approx(sum(losses) / 32, rel=1e-6)
 
+    def test_group_of_weight_two(self):
+        """The round twice, of which each half is followed by the other, is the round at weight 2;
+        and z0 is the mean of the estimates of its groups by their weights."""
+        heavy = self.groups()
+        for group in heavy:
+            group.weight = 2.0
+        twice = [*self.groups(), *self.groups()]
+        assert_close(self.gradient_of(heavy), self.gradient_of(twice), self.tolerance, "weight 2")
+
+        def estimate(weights):
+            module = self.module()
+            groups = self.groups()
+            for group, weight in zip(groups, weights, strict=True):
+                group.weight = weight
+            round = self.round(module, groups)
+            with torch.no_grad():  # far from the reference, so that the estimate is above 0
+                module.reference.copy.bias.add_(torch.linspace(-3, 0, 11, dtype=torch.float64))
+            return float(coupled(module, make_batch(round)).notes.response["kl"][0])
+
+        even = estimate([1.0] * 8)
+        # responses of the first group count three times: 8 even = 7 rest + first
+        nearly_only = estimate([1e9] + [1.0] * 7)
+        assert even > 0 and abs(nearly_only - even) > 1e-3
+        expected = (8 * even + 2 * nearly_only) / 10
+        assert estimate([3.0] + [1.0] * 7) == pytest.approx(expected, rel=1e-6)
+
     def test_order_of_responses_does_not_matter(self):
         expected = self.gradient_of(self.groups())
         swapped = self.groups()
@@ -121,7 +147,8 @@ def tokens():
 
 
 def test_responses_go_to_the_next_prompt():
-    out = mismatched(tokens(), [0, 1, 2], context_length=100)
+    out, members = mismatched(tokens(), [0, 1, 2], context_length=100)
+    assert members == [1, 2, 0]
     assert out.prompt_ids.tolist() == [7, 8, 9, 9]
     assert out.prompt_of == [0, 0, 1]
     assert out.lengths == [2, 1, 1]
@@ -129,10 +156,10 @@ def test_responses_go_to_the_next_prompt():
 
 
 def test_foreign_prompts_are_cut_to_the_context():
-    out = mismatched(tokens(), [0], context_length=3)
+    out, _ = mismatched(tokens(), [0], context_length=3)
     assert out.prompt_ids.tolist() == [9, 9]
     assert out.response_ids.tolist() == [1]
-    assert mismatched(tokens(), [], context_length=3).num_responses == 0
+    assert mismatched(tokens(), [], context_length=3)[0].num_responses == 0
 
 
 def test_labels():

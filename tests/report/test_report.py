@@ -363,6 +363,15 @@ def test_final_table(tmp_path):
     assert len({len(line) - len(line.split("  ", 1)[1].lstrip()) for line in lines[1:-1]}) == 1
 
 
+def test_final_table_has_the_intervals_that_were_measured():
+    ends = {"reward_final_interval": [0.9, 0.98], "kl_final_interval": [17.0, 19.0]}
+    text = final_table({**SUMMARY, **ends}, width=200)
+    assert "0.0812 -> 0.943 [0.900, 0.980]  (+0.862)  true reward" in text
+    assert "18.02 [17.00, 19.00] nats per response" in text
+    exact = final_table({**SUMMARY, "kl_final_interval": [18.02, 18.02]}, width=200)
+    assert "18.02 nats per response" in exact
+
+
 def test_a_run_without_a_reward_says_so(run_dir):
     none = {**SUMMARY, "status": "finished", "reward_start": None, "reward_final": None}
     line = next(x for x in final_table(none).splitlines() if x.startswith("reward"))

@@ -10,6 +10,7 @@ from lit_pref.errors import Refusal
 from lit_pref.report import is_sweep, read_sweep, write_sweep
 from lit_pref.report.statistics import estimate, t_quantile
 from lit_pref.report.sweep_page import _scale
+from lit_pref.report.sweep_table import as_text
 
 
 def test_interval_by_hand():
@@ -116,6 +117,17 @@ def test_csv_has_a_row_per_cell(sweep):
     assert [r["seed"] for r in rows[4:]] == ["0", "1"]  # from the overrides: no summary
     assert rows[0]["reward_final"] == "0.2" and rows[4]["reward_final"] == ""
     assert (rows[4]["status"], rows[4]["reason"]) == ("refused", "no key")
+
+
+def test_the_terminal_shows_the_settings_that_finished(sweep):
+    """The intervals as in the next test; kto has nothing to show."""
+    assert as_text(read_sweep(sweep)).splitlines() == [
+        "objective  seeds   final reward   final KL",
+        "dpo        2 of 2  0.300 +- 1.27  -",
+        "<b>x</b>   1 of 2  0.500          -",
+        "mean over seeds +- half the 95 % confidence interval",
+    ]
+    assert as_text(read_sweep(sweep), most=1).splitlines()[2] == "... and 1 more in table.md"
 
 
 def test_markdown_by_hand(sweep):

@@ -413,6 +413,7 @@ def test_judge_answers_are_kept_by_everything_that_is_asked(service, tmp_path):
         ({"instructions": "{prompt} {first}"}, r"\{second\} is missing"),
         ({"mode": "pointwise", "marks": [3, 3]}, r"reward\.marks"),
         ({"unclear": 2}, r"reward\.unclear"),
+        ({"unclear": 0.2}, r"reward\.unclear is 0\.5 .*favour the response"),
         ({"opponents": 0}, r"reward\.opponents"),
     ],
 )

@@ -11,12 +11,14 @@ from lit_pref.rewards import (
     CallableReward,
     KeywordReward,
     LengthReward,
+    NoisyPreference,
     RegexReward,
     RewardError,
     WeightedSum,
     checked_scores,
     task_reward,
 )
+from lit_pref.rewards.scoring import check_prompts
 from lit_pref.types import Group, Prompt, Refusal, Response
 
 
@@ -135,6 +137,19 @@ def test_an_argument_that_is_no_column_names_the_columns():
         checked_scores(CallableReward(ratio), [group("p", "a")])
 
 
+def test_columns_are_checked_before_a_response_is_there():
+    prompts = [Prompt(id=n, text="p", ids=[1], columns=c) for n, c in enumerate([{"level": 3}, {}])]
+    says = r"function=.*ratio: .*'answer' is no column of these prompts \(they have level\)"
+    noisy = NoisyPreference(CallableReward(ratio), flip=0.1)
+    for source in (CallableReward(ratio), WeightedSum([noisy], weights=[1.0], normalise="group")):
+        with pytest.raises(Refusal, match=says):
+            check_prompts(source, prompts)
+    reward = CallableReward(ratio)
+    prompts[0].columns["answer"] = "a"
+    check_prompts(reward, prompts)  # the second row lacks it, and is scored with None
+    assert checked_scores(reward, [group("p", "a")]) == [0.0]
+
+
 def test_a_function_of_one_response_is_told_how_to_say_so():
     for function in (lambda prompt, response: float(len(response)), _length):
         with pytest.raises(RewardError, match=r"returned float; .* set reward.takes=one"):
@@ -143,6 +158,15 @@ def test_a_function_of_one_response_is_told_how_to_say_so():
 
 async def _length(prompt, response):
     return float(len(response))
+
+
+def test_async_functions_that_are_not_declared_as_such(recwarn):
+    around = CallableReward(lambda prompt, response: _length(prompt, response), takes="one")
+    assert checked_scores(around, [group("p", "a", "bb")]) == [1.0, 2.0]
+    listed = CallableReward(lambda prompts, responses: [_length("p", r) for r in responses])
+    with pytest.raises(RewardError, match=r"nobody awaited\. Declare it with async def"):
+        checked_scores(listed, [group("p", "a", "bb")])
+    assert not [w for w in recwarn if "never awaited" in str(w.message)]
 
 
 def test_callable_chat_prompts_arrive_as_messages():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,15 +128,16 @@ def fig08_draw(curves: Curves, path: Path, title: str) -> None:
             for style, method in enumerate(curves.labels("method")):
                 by_size = [tokens(curves, method=method, task=task, size=b) for b in sizes]
                 runs = [list(values) for values in zip(*by_size, strict=True)]
-                plots.plot_band(axis, [float(b) for b in sizes], runs, NAMES[method], style)
+                plots.plot_seeds(axis, [float(b) for b in sizes], runs, NAMES[method], style)
             axis.set_xscale("log", base=2)
             axis.set_xticks([float(b) for b in sizes], sizes)
             axis.set_xlabel("B, responses of a round")
             axis.set_title(TASKS[task][0])
-            axis.set_ylabel(f"final {TASKS[task][1]}")
+            axis.set_ylabel(textwrap.fill(f"final {TASKS[task][1]}", 22))
             most = max(-r.columns[REWARD][-1] for r in curves.where(task=task))
             axis.set_ylim(0, 1.15 * most)
-        plots.legend(axes, title=f"at equal optimizer steps, samples and reward queries;\n{CUT}")
+        title = "at equal optimizer steps, samples and reward queries;\nhollow marks: single seeds"
+        plots.legend(axes, title=f"{title} (their 95 % intervals are in the tables)")
 
 
 def _draw_tasks(curves: Curves, path: Path, title: str, lines: Any, **labels: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
     from torch import Tensor
 
-__all__ = ["STYLES", "bars", "curve_rows", "figure", "legend", "plot_band"]
+__all__ = ["STYLES", "bars", "curve_rows", "figure", "legend", "plot_band", "plot_seeds"]
 
 
 class Look(TypedDict):
@@ -131,6 +131,31 @@ def plot_band(
     if all(low is not None for _, low, _ in columns):
         lows, highs = [c[1] for c in columns], [c[2] for c in columns]
         axis.fill_between(x, lows, highs, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def plot_seeds(
+    axis: Any, x: Sequence[float], runs: Sequence[Sequence[float]], label: str, style: int
+) -> None:
+    """Mean over seeds, and each seed as a hollow mark beside it.
+
+    For few seeds, whose intervals (at two: 12.7 standard errors) would cover the picture.
+
+    Args:
+        axis: to draw on; its x is logarithmic.
+        x: places of the values.
+        runs: values of each seed.
+        label: for the legend.
+        style: number of the line's look.
+    """
+    look = STYLES[style % len(STYLES)]
+    axis.plot(x, [sum(values) / len(values) for values in zip(*runs, strict=True)],
+              label=label, **look)  # fmt: skip
+    beside = 1.05 if style % 2 else 1 / 1.05  # or the marks of two lines cover each other
+    for run in runs:
+        axis.plot(
+            [place * beside for place in x], run, linestyle="none", marker=look["marker"],
+            markersize=4, markerfacecolor="none", markeredgecolor=look["color"], alpha=0.75,
+        )  # fmt: skip
 
 
 def curve_rows(

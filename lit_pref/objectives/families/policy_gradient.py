@@ -97,13 +97,16 @@ class PolicyGradientModule(ObjectiveModule):
         self.max_tokens = max_tokens
 
     @abstractmethod
-    def advantages(self, rewards: Tensor, group: Tensor, count: int) -> Tensor:
+    def advantages(
+        self, rewards: Tensor, group: Tensor, count: int, *, weight: Tensor | None = None
+    ) -> Tensor:
         """Advantage of each response of a round.
 
         Args:
             rewards: [B] float64 rewards, a penalty of ``kl_in=reward`` included.
             group: [B] index of each response's group.
             count: number of groups.
+            weight: [B] how often each response counts (None: once).
         """
 
     @abstractmethod
@@ -170,17 +173,25 @@ class PolicyGradientModule(ObjectiveModule):
     def view(self, round: Round, *, seed: int) -> View:
         tokens = round.tokens()
         group = torch.tensor(round.group_index(), dtype=torch.long)
-        advantages = self.advantages(self.penalised_rewards(round), group, len(round.groups))
         columns = self.response_columns(round)
+        weight = columns["weight"]
+        advantages = self.advantages(
+            self.penalised_rewards(round), group, len(round.groups), weight=weight
+        )
         view = View(response={"advantage": advantages.float(), **columns})
         if self.kl_coef > 0 and self.kl_in == "reward_to_go":
             to_go = suffix_sum(self.log_ratio(round), tokens.lengths)
             per_token = advantages[tokens.owner()] - self.penalty_weight() * to_go
-            view.token["advantage"] = self.scale_tokens(per_token).float()
+            view.token["advantage"] = self.scale_tokens(
+                per_token, weight=weight[tokens.owner()]
+            ).float()
         return view
 
-    def scale_tokens(self, advantages: Tensor) -> Tensor:
-        """[T] advantages of all tokens of a round, scaled; as they are by default."""
+    def scale_tokens(self, advantages: Tensor, *, weight: Tensor) -> Tensor:
+        """[T] advantages of all tokens of a round, scaled; as they are by default.
+
+        ``weight`` [T] says how often each of them counts.
+        """
         return advantages
 
     # ------------------------------------------------------------------ the loss
