@@ -191,7 +191,11 @@ def _lines(
 
 def _utilisation(meter: _Meter, phases: Phases, policy: Any, precision: str) -> Iterable[str]:
     """Useful floating-point operations of the update, against a large matrix product."""
-    table = policy.model.get_input_embeddings().weight
+    embeddings = getattr(policy.model, "get_input_embeddings", None)
+    if embeddings is None:
+        yield f"{'model-FLOP utilisation':24} counted for language models alone"
+        return
+    table = embeddings().weight
     body = sum(p.numel() for p in policy.parameters()) - table.numel()
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     passes = 6 if trained >= body else 4  # frozen weights have no gradient of their own

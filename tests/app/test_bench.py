@@ -99,6 +99,16 @@ def test_utilisation_is_of_products_in_the_precision_of_the_run(
     assert asked == [dtype] and "% of 1 GFLOP/s" in out
 
 
+def test_a_policy_that_is_no_language_model(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ["data.prompts_per_round=2", "data.batch_size=2"]
+    code, out, err = command(
+        "bench", "steps=2", "objective=dpo", "data=onpolicy", "task=contextual_bandit", *few
+    )
+    assert code == 0, err
+    assert "counted for language models alone" in out and "ms a step" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(["steps=1"], "whole number from 2"), (["objective=dop"], "there is no such option")],
