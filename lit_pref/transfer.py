@@ -21,11 +21,14 @@ def sent(values: Any, device: torch.device, dtype: torch.dtype | None = None) ->
         device: where they go.
         dtype: of the tensor; by default as torch infers it.
     """
-    return moved(torch.tensor(values, dtype=dtype), device)
+    # on the host by name: Lightning makes a GPU the default device while models are configured
+    return moved(torch.tensor(values, dtype=dtype, device="cpu"), device)
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on a device; from the host through pinned memory."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """A tensor on a device; from the host through pinned memory.
+
+    To the host it waits: otherwise the tensor could be read before its numbers have arrived.
+    """
+    ahead = torch.device(device).type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if ahead else tensor).to(device, non_blocking=ahead)

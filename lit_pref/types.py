@@ -309,6 +309,15 @@ class View:
     pair: dict[str, Tensor] = field(default_factory=dict)
     response: dict[str, Tensor] = field(default_factory=dict)
     token: dict[str, Tensor] = field(default_factory=dict)
+    _numbers: tuple[Tensor, list[list[int]]] | None = field(default=None, repr=False, compare=False)
+
+    def pair_numbers(self) -> list[list[int]]:
+        """``pairs`` as numbers; nobody waits for those of a view that ``to`` has moved."""
+        assert self.pairs is not None
+        if self._numbers is not None and self._numbers[0] is self.pairs:
+            return self._numbers[1]
+        numbers: list[list[int]] = self.pairs.tolist()
+        return numbers
 
     def select(self, responses: Sequence[int], lengths: Sequence[int]) -> View:
         """The part that concerns these responses (ascending), re-indexed.
@@ -317,32 +326,45 @@ class View:
         """
         index = torch.tensor(list(responses), dtype=torch.long)
         out = View(
-            response={k: v[index.to(v.device)] for k, v in self.response.items()},
+            response=_taken(self.response, index),
             token={k: _pieces(v, lengths, responses) for k, v in self.token.items()},
         )
-        if self.pairs is not None:
-            place = torch.full((len(lengths),), -1, dtype=torch.long)
-            place[index] = torch.arange(len(index))
-            mapped = place.to(self.pairs.device)[self.pairs]
-            kept = (mapped >= 0).all(1)
-            out.pairs = mapped[kept]
-            out.pair = {k: v[kept] for k, v in self.pair.items()}
+        if self.pairs is not None:  # which ones stay is known here; a device would be waited for
+            place = {i: n for n, i in enumerate(responses)}
+            numbers = self.pair_numbers()
+            kept = [n for n, (a, b) in enumerate(numbers) if a in place and b in place]
+            mapped = [[place[i] for i in numbers[n]] for n in kept]
+            out.pairs = sent(mapped, self.pairs.device, torch.long).reshape(-1, 2)
+            out.pair = _taken(self.pair, torch.tensor(kept, dtype=torch.long))
+            out._numbers = out.pairs, mapped
         return out
 
     def state(self) -> dict[str, object]:
         """Tensors and primitives, for checkpoints."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_numbers"}
 
     def to(self, device: torch.device | str) -> View:
         def move(columns: dict[str, Tensor]) -> dict[str, Tensor]:
             return {k: moved(v, device) for k, v in columns.items()}
 
-        return View(
+        out = View(
             pairs=None if self.pairs is None else moved(self.pairs, device),
             pair=move(self.pair),
             response=move(self.response),
             token=move(self.token),
         )
+        if self.pairs is not None and out.pairs is not None:
+            out._numbers = out.pairs, self.pair_numbers()
+        return out
+
+
+def _taken(columns: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """Entries of columns, by an index on the host; one copy of it for each device."""
+    there: dict[torch.device, Tensor] = {}
+    for values in columns.values():
+        if values.device not in there:
+            there[values.device] = moved(index, values.device)
+    return {k: v[there[v.device]] for k, v in columns.items()}
 
 
 @dataclass(slots=True)
@@ -556,7 +578,7 @@ class Policy(Protocol):
         ...
 
     def keep_rows(self, state: Any, rows: Tensor) -> Any:
-        """The decoding state of these rows alone."""
+        """The decoding state of these rows alone; their ascending indices come on the host."""
         ...
 
 
@@ -586,6 +608,8 @@ class TrainedPolicy(Policy, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def train(self, mode: bool = True) -> Policy: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
 
 
 class Reference(Protocol):

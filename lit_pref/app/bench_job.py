@@ -19,6 +19,7 @@ from lit_pref.app.precision import settle_precision
 from lit_pref.engine.allocator import keep_freed_memory
 from lit_pref.engine.forward import micro_batches
 from lit_pref.engine.layout import prefer_packed
+from lit_pref.rewards.scoring import Scoring
 from lit_pref.types import Batch, FlatTokens
 
 __all__ = ["measure"]
@@ -32,9 +33,10 @@ class Phases:
         self.overlapping: dict[str, float] = {}
         self.counting = False
         self._inner: list[float] = []
+        self._replaced: list[tuple[Any, str, Any]] = []
 
     def wrap(self, owner: Any, method: str, name: str) -> None:
-        """Time every call of ``owner.method``."""
+        """Time every call of ``owner.method``, until ``undo``; of an object or of a class."""
         run: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -50,7 +52,7 @@ class Phases:
                 if self.counting:
                     self.seconds[name] = self.seconds.get(name, 0.0) + own
 
-        setattr(owner, method, timed)
+        self._replace(owner, method, run, timed)
 
     def beside(self, owner: Any, method: str, name: str) -> None:
         """Time calls that a second thread makes: they are part of no other phase."""
@@ -65,7 +67,17 @@ class Phases:
                     spent = time.perf_counter() - start
                     self.overlapping[name] = self.overlapping.get(name, 0.0) + spent
 
+        self._replace(owner, method, run, timed)
+
+    def _replace(self, owner: Any, method: str, run: Any, timed: Any) -> None:
+        self._replaced.append((owner, method, run))
         setattr(owner, method, timed)
+
+    def undo(self) -> None:
+        """Everything is called without a clock again."""
+        while self._replaced:
+            owner, method, run = self._replaced.pop()
+            setattr(owner, method, run)
 
 
 def _now() -> float:
@@ -124,17 +136,26 @@ def measure(cfg: DictConfig, steps: int) -> str:
     plan = check_memory(cfg, parts)
     phases = Phases()
     meter = _Meter(phases, parts.policy)
+    _watch(phases, parts)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainer_of(cfg, parts, folder, callbacks=[meter], enable_checkpointing=False)
+            trainer.fit(parts.objective, datamodule=parts.data)
+    finally:
+        phases.undo()
+    return "\n".join(_lines(meter, phases, parts, trainer, plan))
+
+
+def _watch(phases: Phases, parts: Any) -> None:
     phases.wrap(parts.data.sampler, "sample", "generate")
-    if parts.data.reward is not None:
-        phases.beside(parts.data.reward, "score", "reward (beside others)")
+    phases.wrap(Scoring, "finish", "reward")  # what is left to wait for after sampling
+    for call in ("score", "compare"):  # rewards have one, oracles the other
+        if hasattr(parts.data.reward, call):
+            phases.beside(parts.data.reward, call, "reward (beside others)")
     phases.wrap(parts.objective, "annotate", "annotate")
     phases.wrap(parts.objective, "training_step", "forward and backward")
     phases.wrap(parts.objective, "_update", "optimizer")
     phases.wrap(parts.objective, "log_step", "logging")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(cfg, parts, folder, callbacks=[meter], enable_checkpointing=False)
-        trainer.fit(parts.objective, datamodule=parts.data)
-    return "\n".join(_lines(meter, phases, parts, trainer, plan))
 
 
 def _lines(
@@ -148,8 +169,11 @@ def _lines(
         f"{meter.responses / seconds:.0f} of responses"
     )
     yield f"{'precision':24} {trainer.precision}"
-    yield f"{'useful positions':24} {meter.tokens / meter.positions:.1%} of those computed"
-    yield from _utilisation(meter, phases, parts.policy)
+    if meter.positions:
+        yield f"{'useful positions':24} {meter.tokens / meter.positions:.1%} of those computed"
+    else:  # ties alone, for example
+        yield f"{'useful positions':24} none: no response of these steps was trained on"
+    yield from _utilisation(meter, phases, parts.policy, str(trainer.precision))
     yield ""
     for name, size in _memory(parts, trainer).items():
         yield f"{name:24} {size / 2**20:.1f} MiB"
@@ -165,9 +189,13 @@ def _lines(
         yield f"{name:24} {value / meter.steps * 1000:.2f} ms a step, {value / seconds:.1%}"
 
 
-def _utilisation(meter: _Meter, phases: Phases, policy: Any) -> Iterable[str]:
+def _utilisation(meter: _Meter, phases: Phases, policy: Any, precision: str) -> Iterable[str]:
     """Useful floating-point operations of the update, against a large matrix product."""
-    table = policy.model.get_input_embeddings().weight
+    embeddings = getattr(policy.model, "get_input_embeddings", None)
+    if embeddings is None:
+        yield f"{'model-FLOP utilisation':24} counted for language models alone"
+        return
+    table = embeddings().weight
     body = sum(p.numel() for p in policy.parameters()) - table.numel()
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     passes = 6 if trained >= body else 4  # frozen weights have no gradient of their own
@@ -175,20 +203,22 @@ def _utilisation(meter: _Meter, phases: Phases, policy: Any) -> Iterable[str]:
     tied = head is not None and getattr(head, "weight", None) is table
     work = passes * (body * meter.tokens + (table.numel() * meter.responses if tied else 0))
     rate = work / max(phases.seconds.get("forward and backward", 0.0), 1e-9)
-    best = _matmul_rate(table.device, table.dtype)
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    best = _matmul_rate(table.device, mixed.get(precision, table.dtype))
     share = f"{rate / best:.1%} of {best / 1e9:.0f} GFLOP/s"
     yield f"{'model-FLOP utilisation':24} {share} in the update"
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a square matrix product, the best of five."""
-    a = torch.randn(1024, 1024, device=device).to(dtype)
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
     times = []
     for _ in range(6):
         start = _now()
         a @ a
         times.append(_now() - start)
-    return 2 * 1024**3 / min(times[1:])
+    return 2 * size**3 / min(times[1:])
 
 
 def _memory(parts: Any, trainer: L.Trainer) -> dict[str, float]:

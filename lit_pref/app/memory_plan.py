@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from lit_pref.app.build import Parts, lora_of
+from lit_pref.app.own_gpu import own_gpu
 from lit_pref.engine.available import available_bytes, resident_bytes
 from lit_pref.engine.head import head_bytes
 from lit_pref.objectives.families.paired import PairedModule
@@ -152,7 +153,7 @@ def plan_memory(
     row = work.sampled * found.cache_per_token + logits_of_row(found.vocab_size)
     rows = min(choices.max_rows or rows_within(found.weights, int(row)), work.rows)
     training = {**held, "gradients": early + fresh, f"activations of {tokens} tokens": activations}
-    training["logits"] = head_bytes(int(responses), found.vocab_size)
+    training["logits"] = head_bytes(int(responses), found.vocab_size, half_table=found.half_table)
     noting = {**held, "gradients": gradients}
     if reference == "file":
         noting["reference"] = found.weights
@@ -323,7 +324,7 @@ def _planner(cfg: DictConfig, parts: Parts) -> _Planner | None:
     )
     adam = parts.objective.optimizer_settings.name != "sgd"
     return _Planner(
-        policy, _work(parts, processes), choices, torch.device("cuda" if cuda else "cpu"),
+        policy, _work(parts, processes), choices, own_gpu(cfg) if cuda else torch.device("cpu"),
         processes=processes, moments=2 if adam else 0, reference=_reference(parts, cuda=cuda),
     )  # fmt: skip
 

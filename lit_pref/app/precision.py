@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from lit_pref.app.own_gpu import own_gpu
 from lit_pref.app.processes import started_by
 from lit_pref.types import Refusal
 
@@ -51,7 +52,7 @@ def settle_precision(cfg: DictConfig) -> None:
             f"trainer.precision=auto tries processors and CUDA devices, and trainer.accelerator="
             f"{name} is neither here; {give}"
         )
-    cfg.trainer.precision = faster_precision(torch.device("cuda" if cuda else "cpu"))
+    cfg.trainer.precision = faster_precision(own_gpu(cfg) if cuda else torch.device("cpu"))
 
 
 def faster_precision(device: torch.device) -> str:
@@ -77,6 +78,9 @@ def faster_precision(device: torch.device) -> str:
             spent = _seconds(layer, x, half=autocast)
             if turn:  # the first warms up
                 times.append(spent)
+    if device.type == "cuda":  # the run's memory is measured next, perhaps in other processes
+        del layer, x
+        torch.cuda.empty_cache()
     plain, rounded = (statistics.median(times) for times in seconds.values())
     found = "bf16-mixed" if rounded <= WORTH * plain else "32-true"
     log.info(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-__all__ = ["COUNT", "is_main", "rank", "started_by"]
+__all__ = ["COUNT", "is_main", "local_rank", "rank", "started_by"]
 
 COUNT = "LIT_PREF_PROCESSES"
 """Set in the processes that ``lit_pref.app.launch`` starts: how many there are on this machine."""
@@ -43,6 +43,14 @@ def rank() -> int:
         return int(env.get("SLURM_PROCID", 0))
     node = int(env.get("NODE_RANK") or env.get("GROUP_RANK") or 0)
     return node * int(env.get(COUNT) or 1) + int(env.get("LOCAL_RANK") or 0)
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine."""
+    env = os.environ
+    if started_by() == "slurm":
+        return int(env.get("SLURM_LOCALID") or 0)
+    return int(env.get("LOCAL_RANK") or 0)
 
 
 def is_main() -> bool:

@@ -28,7 +28,7 @@ class RunProgress(L.Callback):
     """Shows how far the run is, over all rounds and passes, not per Lightning epoch.
 
     Args:
-        every_seconds: without a terminal, time between two log lines.
+        every_seconds: without a terminal, time between two log lines, also while a round is made.
     """
 
     def __init__(self, *, every_seconds: float = 10.0) -> None:
@@ -38,6 +38,7 @@ class RunProgress(L.Callback):
         self._shown: dict[str, float] = {}
         self._spoke = 0.0
         self._round = 0
+        self._making, self._since = 0, 0.0
         self._trainer: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -104,10 +105,12 @@ class RunProgress(L.Callback):
     # ------------------------------------------------------------------ rounds
 
     def on_pass_start(self, index: int, number: int) -> None:
-        """Nothing to show."""
+        self._making = index
 
     def on_progress(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
         if self.sampling_bar is None:
+            self._since = now
             self.sampling_bar = tqdm(
                 total=total,
                 desc=stage,
@@ -117,8 +120,11 @@ class RunProgress(L.Callback):
                 disable=not self._terminal,
             )
         self.sampling_bar.set_description(stage)
-        self.sampling_bar.n = done
+        self.sampling_bar.total, self.sampling_bar.n = total, done
         self.sampling_bar.refresh()
+        if not self._terminal and now - self._since >= self.every_seconds:
+            self._since = now
+            log.info("round %d: %s, %d of %d responses", self._making, stage, done, total)
 
     def on_round(self, round: Round) -> None:
         self._close_sampling()

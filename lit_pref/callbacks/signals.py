@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 
 from lit_pref.callbacks.checkpoints import Checkpoints
+from lit_pref.transfer import sent
 from lit_pref.types import Group, Round
 
 __all__ = ["Interrupted", "StopSignals", "StoppedAtOnce", "ignore_signals", "terminable"]
@@ -84,9 +87,10 @@ class StopSignals(L.Callback):
         self.checkpoints = checkpoints
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._asked: Tensor | None = None  # what the processes said in the step before
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.received = None
+        self.received = self._asked = None
         if stage == "fit":
             trainer.datamodule.listeners.insert(0, self)  # type: ignore[attr-defined]
 
@@ -118,28 +122,39 @@ class StopSignals(L.Callback):
             raise StoppedAtOnce(signum)
         self.received = signum
         name = signal.Signals(signum).name
-        log.warning("%s: saving after the present step, then stopping (again: at once)", name)
+        log.warning("%s: saving after this step or the next, then stopping (again: at once)", name)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not trainer.is_last_batch:
-            self._stop(trainer)
+            self._stop(trainer, last=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_last_batch:  # else max_steps has ended the run, which finishes
-            self._stop(trainer)
+            self._stop(trainer, last=True)
 
-    def _stop(self, trainer: L.Trainer) -> None:
+    def _stop(self, trainer: L.Trainer, *, last: bool) -> None:
         signum = self.received or 0
         if trainer.world_size > 1:  # any process may have been asked
-            import torch
-
-            flag = torch.tensor(signum, device=trainer.strategy.root_device)
-            signum = int(trainer.strategy.reduce(flag, reduce_op="max"))
+            signum = self._of_all(signum, trainer.strategy, last=last)
         if signum:
             self.checkpoints.save(trainer)
             raise Interrupted(signum)
+
+    def _of_all(self, signum: int, strategy: Any, *, last: bool) -> int:
+        """A signal that any process received, the same in each.
+
+        On a GPU it is that of the step before, except in a pass's last step: waiting for the
+        present one would keep the host from running ahead.
+        """
+        flag = sent(signum, strategy.root_device)
+        if flag.device.type == "cpu":
+            return int(strategy.reduce(flag, reduce_op="max"))
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        before, self._asked = self._asked, None if last else flag
+        found = 0 if before is None else int(before)
+        return max(found, int(flag)) if last else found
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for signum, handler in self._before.items():

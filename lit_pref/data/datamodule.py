@@ -175,7 +175,7 @@ class RoundDataModule(L.LightningDataModule):
             self.client,
             prompts,
             key,
-            progress=self._on_progress,
+            progress=self.tell,
             on_failure=lambda found: self._on_failure(index, [*before, *mark(found)]),
         )
         mark(groups)
@@ -213,7 +213,8 @@ class RoundDataModule(L.LightningDataModule):
             )
         return self.sampler
 
-    def _on_progress(self, stage: str, done: int, total: int) -> None:
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """How far a round is that is being made, to all listeners."""
         for listener in self.listeners:
             listener.on_progress(stage, done, total)
 

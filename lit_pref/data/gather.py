@@ -32,11 +32,27 @@ def gather_strided(mine: list[Item], world: int) -> list[Item]:
 
 
 def annotate_over_processes(
-    client: RoundClient, round: Round, trainer: Any, micro_batch_tokens: int | None
+    client: RoundClient,
+    round: Round,
+    trainer: Any,
+    micro_batch_tokens: int | None,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> View:
-    """Notes over the kept responses of the whole round; each process computes its stride."""
+    """Notes over the kept responses of the whole round; each process computes its stride.
+
+    Args:
+        client: computes them.
+        round: its groups.
+        trainer: knows the processes.
+        micro_batch_tokens: budget of one forward.
+        progress: told (responses done, responses in all) of this process, where the client's
+            forward has an attribute of this name.
+    """
     rank, world = trainer.global_rank, trainer.world_size
-    forward: Callable[..., Any] = client.forward_pass(micro_batch_tokens)
+    forward: Any = client.forward_pass(micro_batch_tokens)
+    if hasattr(forward, "progress"):
+        forward.progress = progress
     if world == 1:
         return client.annotate(round, forward)
     groups = list(range(len(round.groups)))[rank::world]

@@ -24,7 +24,10 @@ class RoundListener(Protocol):
         ...
 
     def on_progress(self, stage: str, done: int, total: int) -> None:
-        """``stage`` is ``"generating"`` or ``"scoring"``; counts are responses."""
+        """``stage``: ``"generating"``, ``"scoring"``, ``"annotating"``; counts are responses.
+
+        Under several processes each annotates its share, and these are the counts of one.
+        """
         ...
 
     def on_round(self, round: Round) -> None:
@@ -46,7 +49,13 @@ def make_round(data: RoundDataModule, index: int, client: RoundClient) -> Round:
     counts, uses = {**data.task.counts(), **data.round_counts}, uses_before(data, index)
     round = Round(index=index, groups=groups, counts=counts, strict=strict, uses=uses)
     round.keep = client.select(round, seed=data.seed)
-    round.notes = annotate_over_processes(client, round, data.trainer, data.micro_batch_tokens)
+    round.notes = annotate_over_processes(
+        client,
+        round,
+        data.trainer,
+        data.micro_batch_tokens,
+        progress=lambda done, total: data.tell("annotating", done, total),
+    )
     round.notes.token.update(sampled_logps(round).token)
     round.view = client.view(round, seed=data.seed)
     client.observe(round)

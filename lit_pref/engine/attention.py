@@ -9,13 +9,14 @@ Shapes: ``n`` heads, ``L`` packed tokens, ``d`` head size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from lit_pref.engine.fused import Segments, fused_attention, fused_row, is_usable
 from lit_pref.engine.layout import PackedLayout
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "register"]
 
 NAME = "lit_pref_shared_prompt"
+
+MANY_CALLS = 8
+"""From so many calls per layer on, one kernel for the whole row is tried instead."""
 
 
 def register() -> None:
@@ -62,16 +66,21 @@ def shared_prompt_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary leaves fp32 under autocast
-    repeat = query.shape[1] // key.shape[1]
-    if repeat > 1:
-        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     if lit_pref_layout is None:
         mask = _dense_mask(query, key, attention_mask)
-        out = _attend(query, key, value, mask, scaling, softcap, s_aux)
+        out = _attend(query, *_repeated(query, key, value), mask, scaling, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
     lit_pref_layout.windows.add(window)
     out = _packed(query, key, value, lit_pref_layout, window, scaling, softcap, s_aux)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values once for each head."""
+    repeat = query.shape[1] // key.shape[1]
+    if repeat == 1:
+        return key, value
+    return key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
 
 
 def _packed(
@@ -84,10 +93,38 @@ def _packed(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
+    """All at once where the device has a kernel for it, else one call per response."""
     layout.calls += 1
     longest = max(p + max(r, default=0) for p, r in layout.segments)
     if window >= longest:
         window = 0
+
+    def one_by_one(q: Tensor, k: Tensor, v: Tensor, segments: Segments, window: int) -> Tensor:
+        row = PackedLayout(layout.input_ids, layout.position_ids, segments, layout.rows)
+        return _one_by_one(q, k, v, row, window, scaling, softcap, sinks)
+
+    kind: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "sinks": sinks}
+    calls = sum(1 + len(responses) for _, responses in layout.segments)
+    if calls >= MANY_CALLS and is_usable(
+        query, key, value, window=window, reference=one_by_one, **kind
+    ):
+        if window not in layout.fused:
+            layout.fused[window] = fused_row(layout.segments, window, query.device)
+        return fused_attention(query, key, value, layout.fused[window], **kind)
+    return _one_by_one(query, key, value, layout, window, scaling, softcap, sinks)
+
+
+def _one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    window: int,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    key, value = _repeated(query, key, value)
     # One split per tensor: separate slices would each cost an L-long zero tensor in backward.
     sizes = [n for prompt, responses in layout.segments for n in (prompt, *responses)]
     queries, keys, values = query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lit_pref.transfer import sent
+from lit_pref.transfer import moved, sent
 from lit_pref.types import Policy
 
 __all__ = ["DecodedRow", "decode", "sample_tokens", "truncated_log_probs"]
@@ -63,7 +64,7 @@ def truncated_log_probs(logits: Tensor, *, temperature: float = 1.0, top_p: floa
     if top_p >= 1:
         return log_probs
     ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
+    before = _cumulated(ordered.exp()) - ordered.exp()
     ordered = ordered.masked_fill(before >= top_p, float("-inf"))
     kept = torch.empty_like(log_probs).scatter_(-1, order, ordered)
     return kept.log_softmax(-1)
@@ -101,13 +102,36 @@ def _inverted(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
     Both are right for masses of any total; a place without mass is never returned.
     """
-    cdf = mass.double().cumsum(-1)
+    cdf = _cumulated(mass.double())
     # A float64 below 1 times the total is below the total, so an excluded last place is safe.
     target = uniforms.to(cdf.device)[:, None] * cdf[:, -1:]
     place = torch.searchsorted(cdf, target, right=True).clamp_(max=mass.shape[-1] - 1)
     top, width = cdf.gather(-1, place), mass.double().gather(-1, place)
     share = (1 - (top - target) / width).clamp_(0.0, LARGEST)
     return place[:, 0], share[:, 0]
+
+
+def _cumulated(x: Tensor) -> Tensor:
+    """[R, n] sums of each row up to each place, in a fixed order where torch is asked for one.
+
+    torch refuses its own sums on a GPU then. A product with ones adds the same numbers in the same
+    order for every place, so sums never fall, and stand where there is no mass.
+    """
+    if x.device.type != "cuda" or not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(-1)
+    size = x.shape[-1]
+    if size <= 4 * BLOCK:
+        return (x.double() @ _ones(size, x.device)).to(x.dtype)
+    blocks = F.pad(x.double(), (0, -size % BLOCK)).unflatten(-1, (-1, BLOCK))
+    inside = blocks @ _ones(BLOCK, x.device)
+    totals = inside[..., -1]
+    before = totals @ _ones(totals.shape[-1], x.device).triu(1)
+    return (inside + before[..., None]).flatten(-2)[..., :size].to(x.dtype)
+
+
+def _ones(size: int, device: torch.device) -> Tensor:
+    """[size, size] ones on and above the diagonal."""
+    return torch.ones(size, size, dtype=torch.float64, device=device).triu()
 
 
 def _draw(
@@ -146,7 +170,8 @@ def decode(
 ) -> list[DecodedRow]:
     """Sample ``copies`` responses to each prompt.
 
-    A prompt is computed once and its state repeated; rows that have ended leave the batch.
+    A prompt is computed once and its state repeated; rows that have ended leave the batch. A device
+    is asked once for each token which rows have ended, and not at all without ending tokens.
 
     Args:
         policy: the model.
@@ -173,16 +198,16 @@ def decode(
     first = len(prompts) if width is None else max(width // copies, 1)
     logits, state = policy.prefill(prompts[:first], copies)
     device = logits.device
-    uniforms = uniforms.to(device)
+    uniforms = moved(uniforms, device)
     ends = sent(sorted(end_ids), device, torch.long)
     begun = logits.shape[0]
+    places, steps = list(range(begun)), [0] * begun  # of the rows, and on the device:
     rows = torch.arange(begun, device=device)
     ages = torch.zeros_like(rows)
     drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     room = 0 if on_row is None else max_new_tokens
     kept = torch.zeros(3, total, room, device=device, dtype=torch.float64)
-    lengths = torch.full((total,), max_new_tokens, dtype=torch.long)
-    finished = torch.full((total,), len(end_ids) == 0)
+    lengths, finished = [max_new_tokens] * total, [len(end_ids) == 0] * total
     while True:
         tokens, behaviour, raw = _draw(
             logits, uniforms[rows, ages], temperature=temperature, top_p=top_p
@@ -190,34 +215,38 @@ def decode(
         drawn.append((rows, tokens, behaviour, raw))
         if on_row is not None:
             kept[:, rows, ages] = torch.stack([tokens.double(), behaviour.double(), raw.double()])
-        ages = ages + 1
-        ended = torch.isin(tokens, ends)
-        if ended.any():
-            over = rows[ended].cpu()
-            lengths[over] = ages[ended].cpu()
-            finished[over] = True
-            if on_row is not None:
-                _report(kept, over, lengths, on_row)
-        gone = ended | (ages == max_new_tokens)
-        if gone.any():
-            alive = torch.nonzero(~gone)[:, 0]
-            rows, tokens, ages = rows[alive], tokens[alive], ages[alive]
-            if len(rows):
-                state = policy.keep_rows(state, alive)
-        if len(rows):
+        ages, steps = ages + 1, [age + 1 for age in steps]
+        ended = torch.isin(tokens, ends).tolist() if len(end_ids) else [False] * len(places)
+        over = [n for n, end in enumerate(ended) if end]
+        for n in over:
+            lengths[places[n]], finished[places[n]] = steps[n], True
+        if over and on_row is not None:
+            _report(kept, [places[n] for n in over], lengths, on_row)
+        alive = [n for n, end in enumerate(ended) if not end and steps[n] < max_new_tokens]
+        if len(alive) < len(places):
+            places, steps = [places[n] for n in alive], [steps[n] for n in alive]
+            index = torch.tensor(alive, dtype=torch.long)
+            there = moved(index, device)
+            rows, tokens, ages = rows[there], tokens[there], ages[there]
+            if places:
+                state = policy.keep_rows(state, index)
+        if places:
             logits, state = policy.step(tokens, state)
-        count = _entering(len(rows), begun, total, copies, width)
+        count = _entering(len(places), begun, total, copies, width)
         if count:
             some = prompts[begun // copies :][:count]
             fresh = torch.arange(begun, begun + count * copies, device=device)
+            others = bool(places)
+            places += range(begun, begun + count * copies)
+            steps += [0] * (count * copies)
             begun += count * copies
-            if len(rows):
+            if others:
                 more, state = policy.enter(state, some, copies)  # type: ignore[attr-defined]
                 logits = torch.cat([logits, more])
             else:
                 logits, state = policy.prefill(some, copies)
             rows, ages = torch.cat([rows, fresh]), torch.cat([ages, torch.zeros_like(fresh)])
-        if len(rows) == 0:
+        if not places:
             break
     return _collect(drawn, total, lengths, finished)
 
@@ -234,12 +263,13 @@ def _entering(rows: int, begun: int, total: int, copies: int, width: int | None)
 
 
 def _report(
-    kept: Tensor, over: Tensor, lengths: Tensor, on_row: Callable[[int, DecodedRow], None]
+    kept: Tensor, over: list[int], lengths: list[int], on_row: Callable[[int, DecodedRow], None]
 ) -> None:
     """Tell of rows that have just ended; ``kept`` [3, rows, .] are their tokens and log-probs."""
-    longest = int(lengths[over].max())
-    ids, behaviour, raw = kept[:, over.to(kept.device), :longest].cpu()
-    for n, (row, length) in enumerate(zip(over.tolist(), lengths[over].tolist(), strict=True)):
+    longest = max(lengths[row] for row in over)
+    ids, behaviour, raw = kept[:, sent(over, kept.device), :longest].cpu()
+    for n, row in enumerate(over):
+        length = lengths[row]
         logps = behaviour[n, :length].tolist()
         if all(math.isfinite(p) for p in logps):  # else _collect stops the sampling
             own = ids[n, :length].long().tolist(), logps, raw[n, :length].tolist()
@@ -249,11 +279,11 @@ def _report(
 def _collect(
     drawn: list[tuple[Tensor, Tensor, Tensor, Tensor]],
     total: int,
-    lengths: Tensor,
-    finished: Tensor,
+    lengths: list[int],
+    finished: list[bool],
 ) -> list[DecodedRow]:
     """Turn the steps into rows; one transfer to the host for all of them."""
-    out = [DecodedRow([], [], [], bool(f)) for f in finished.tolist()]
+    out = [DecodedRow([], [], [], f) for f in finished]
     index, ids, behaviour, raw = (torch.cat(parts).tolist() for parts in zip(*drawn, strict=True))
     if not all(math.isfinite(p) for p in behaviour):
         raise RuntimeError(
@@ -264,6 +294,6 @@ def _collect(
         out[row].ids.append(token)
         out[row].behaviour_logps.append(b)
         out[row].policy_logps.append(p)
-    for decoded, length in zip(out, lengths.tolist(), strict=True):
+    for decoded, length in zip(out, lengths, strict=True):
         assert len(decoded.ids) == length
     return out

@@ -273,7 +273,7 @@ def head_stats(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    chunk = max(budget_bytes // (CHUNKS * row), 1)
+    chunk = _chunk(row, budget_bytes)
     keep = size <= budget_bytes and torch.is_grad_enabled()
     return _ChunkedHead.apply(
         hidden, weight, bias, targets, form, chunk, keep, entropy, sum_squares
@@ -281,7 +281,12 @@ def head_stats(
 
 
 def head_bytes(
-    tokens: int, vocab_size: int, *, grad: bool = True, budget_bytes: int = BUDGET_BYTES
+    tokens: int,
+    vocab_size: int,
+    *,
+    grad: bool = True,
+    half_table: int = 0,
+    budget_bytes: int = BUDGET_BYTES,
 ) -> int:
     """Memory of logits at the peak of ``head_stats`` and its backward, weights' gradients apart.
 
@@ -289,11 +294,19 @@ def head_bytes(
         tokens: response tokens of one forward.
         vocab_size: V.
         grad: whether a backward follows.
+        half_table: bytes of the output layer if it trains in half precision, else 0.
         budget_bytes: see ``head_stats``.
 
     Returns:
-        Bytes: kept logits, and three tensors of the size of a chunk beside them.
+        Bytes: kept logits, three tensors of the size of a chunk beside them, and the sum of some
+        chunks' gradients where many of them would lose precision (``SUMMED``).
     """
     size = tokens * vocab_size * 4
     kept = size if grad and size <= budget_bytes else 0
-    return kept + 3 * min(size, max(budget_bytes // CHUNKS, vocab_size * 4))
+    apart = half_table if grad and tokens > SUMMED * _chunk(vocab_size * 4, budget_bytes) else 0
+    return kept + apart + 3 * min(size, max(budget_bytes // CHUNKS, vocab_size * 4))
+
+
+def _chunk(row: int, budget_bytes: int) -> int:
+    """Tokens of a chunk, from the bytes of a row of float32 logits."""
+    return max(budget_bytes // (CHUNKS * row), 1)

@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lit_pref.engine.places import Places, places_of_rows, places_of_slots
 from lit_pref.transfer import sent
+
+if TYPE_CHECKING:
+    from lit_pref.engine.recorded import RecordedStep
 
 __all__ = ["SharedCache"]
 
@@ -45,29 +50,6 @@ class _Layer:
     values: Tensor
 
 
-@dataclass(slots=True)
-class _Places:
-    """Where rows are, on the device; made anew when rows come, go or move.
-
-    Attributes:
-        copies: places that each prompt has.
-        grid: [R] place of each row among the ``G * copies``; None where row r has place r.
-        slots: [R] slot of each row; None where row r has slot r.
-        lengths: [R] tokens of each row's prompt.
-        columns: [R] tokens that each row has kept: the column of its next one.
-        common: the same as a number, where all rows have kept as many.
-        biases: what is added to scores so that unseen tokens get no weight, by window.
-    """
-
-    copies: int
-    grid: Tensor | None
-    slots: Tensor | None
-    lengths: Tensor
-    columns: Tensor
-    common: int | None
-    biases: dict[int, Tensor | None] = field(default_factory=dict)
-
-
 class SharedCache:
     """Keys and values of rows that share prompts.
 
@@ -85,7 +67,11 @@ class SharedCache:
         self._slots, self._room = 0, ROOM
         self._calls = 0
         self._entering: list[int] = []
-        self._places: _Places | None = None
+        self._places: Places | None = None
+        self.changes = 0
+        """How often anything got another place or size: a recorded step is then of no use."""
+        self.recorded: RecordedStep | None = None
+        """What replays the steps of this cache; None: they are made one by one."""
 
     # ------------------------------------------------------------------ rows come and go
 
@@ -105,6 +91,7 @@ class SharedCache:
         self._slot_of += [*free, *fresh]
         self.ages += [0] * count
         self._grow(self._slots + len(fresh), self._room)
+        self.changes += 1
         self._entering, self._calls, self._places = list(lengths), 0, None
 
     def store(self, key: Tensor, value: Tensor) -> None:
@@ -140,6 +127,7 @@ class SharedCache:
         self._places = None
 
     def _move_prompts(self, live: list[int]) -> None:
+        self.changes += 1
         place = {p: n for n, p in enumerate(live)}
         self.prompt_of = [place[p] for p in self.prompt_of]
         self.prompt_lengths = [self.prompt_lengths[p] for p in live]
@@ -150,6 +138,7 @@ class SharedCache:
             layer.prompt_values = layer.prompt_values[:, :, :longest].index_select(0, index)
 
     def _move_rows(self) -> None:
+        self.changes += 1
         for layer in self.layers:
             index = sent(self._slot_of, layer.keys.device, torch.long)
             layer.keys = layer.keys.index_select(0, index)
@@ -160,6 +149,7 @@ class SharedCache:
     def _grow(self, slots: int, room: int) -> None:
         if (slots, room) == (self._slots, self._room):
             return
+        self.changes += 1
         width = max(self.ages, default=0)
         for layer in self.layers:
             m, d, e = layer.keys.shape[1], layer.keys.shape[2], layer.values.shape[3]
@@ -175,14 +165,17 @@ class SharedCache:
 
     def begin(self, device: torch.device) -> Tensor:
         """The next forward is over one token of each row; their positions, [R]."""
-        width = max(self.ages) + 1
-        if width > self._room:
-            self._grow(self._slots, max(width, self._room + self._room // 2))
+        self.make_room()
         if self._places is None:
-            self._places = self._found(device)
-        self._calls = 0
-        self._places.biases.clear()
-        return self._places.lengths + self._places.columns
+            self._places = places_of_rows(*self._whereabouts(), device)
+        self._places.width = max(self.ages) + 1
+        return self.begin_at(self._places)
+
+    def begin_at(self, places: Places) -> Tensor:
+        """The next forward is over one token at each of these places; their positions."""
+        self._calls, self._places = 0, places
+        places.biases.clear()
+        return places.lengths + places.columns
 
     def end(self) -> None:
         """The forward is done: every row has one more token."""
@@ -193,29 +186,40 @@ class SharedCache:
         if places.common is not None:
             places.common += 1
 
-    def _found(self, device: torch.device) -> _Places:
-        taken = [0] * len(self.prompt_lengths)
-        ranks = []
-        for prompt in self.prompt_of:
-            ranks.append(taken[prompt])
-            taken[prompt] += 1
-        copies = max(taken)
-        grid = [p * copies + k for p, k in zip(self.prompt_of, ranks, strict=True)]
+    def make_room(self) -> None:
+        """For one more token of each row."""
+        width = max(self.ages) + 1
+        if width > self._room:
+            self._grow(self._slots, max(width, self._room + self._room // 2))
 
-        def place(values: list[int], count: int) -> Tensor | None:
-            return None if values == list(range(count)) else tensor(values)
+    def _whereabouts(self) -> tuple[list[int], list[int], list[int], list[int], int]:
+        return self.prompt_of, self._slot_of, self.ages, self.prompt_lengths, self._slots
 
-        def tensor(values: list[int]) -> Tensor:
-            return sent(values, device, torch.long)
+    # ------------------------------------------------------------------ recorded steps
 
-        return _Places(
-            copies=copies,
-            grid=place(grid, copies * len(taken)),
-            slots=place(self._slot_of, self._slots),
-            lengths=tensor([self.prompt_lengths[p] for p in self.prompt_of]),
-            columns=tensor(self.ages),
-            common=self.ages[0] if len(set(self.ages)) == 1 else None,
-        )
+    def fixed_places(self, device: torch.device) -> Places:
+        """All slots with all their room, for a step whose shapes stay while nothing ``changes``."""
+        places = places_of_slots(*self._whereabouts(), device)
+        places.width = self._room
+        return places
+
+    def slots(self, device: torch.device) -> Tensor | None:
+        """[R] slot of each row; None where row r has slot r."""
+        if self._slot_of == list(range(self._slots)):
+            return None
+        return sent(self._slot_of, device, torch.long)
+
+    def forget_places(self) -> None:
+        """The next step is over rows again."""
+        self._places = None
+
+    def end_fixed(self, places: Places) -> None:
+        """A recorded step over ``fixed_places`` is done: every row has one more token.
+
+        Slots without a row stay within the room; a row that needs more gets it by ``make_room``.
+        """
+        self.ages = [age + 1 for age in self.ages]
+        places.columns.add_(1).clamp_(max=places.width - 1)
 
     def attend(
         self,
@@ -244,6 +248,7 @@ class SharedCache:
         """
         layer, places = self.layers[self._calls], self._places
         assert places is not None
+        width = places.width
         self._calls += 1
         work, kind = layer.values.dtype, value.dtype
         heads, rows, size = query.shape[1:]
@@ -252,7 +257,6 @@ class SharedCache:
         with _exactly(query.device, work):
             q = (query[0].transpose(0, 1).to(work) * scale).reshape(rows, *own, size)
             self._write(layer, key[0].transpose(0, 1).to(work), value[0].transpose(0, 1).to(work))
-            width = max(self.ages) + 1
             scores = torch.cat(
                 [
                     self._of_prompts(q, layer.prompt_keys.transpose(2, 3), places),
@@ -284,7 +288,7 @@ class SharedCache:
         layer.keys[slots, :, :, places.columns] = key
         layer.values[slots, :, places.columns] = value
 
-    def _of_prompts(self, x: Tensor, matrix: Tensor, places: _Places) -> Tensor:
+    def _of_prompts(self, x: Tensor, matrix: Tensor, places: Places) -> Tensor:
         """[R, m, r, .] times each row's prompt's [G, m, ., .]: all rows of a prompt at once."""
         groups, copies = matrix.shape[0], places.copies
         grid = _spread(x, places.grid, groups * copies)
@@ -293,11 +297,11 @@ class SharedCache:
         out = out.view(groups, x.shape[1], copies, x.shape[2], -1).transpose(1, 2)
         return _taken(out.reshape(groups * copies, *x.shape[1:3], -1), places.grid)
 
-    def _of_rows(self, x: Tensor, matrix: Tensor, places: _Places) -> Tensor:
+    def _of_rows(self, x: Tensor, matrix: Tensor, places: Places) -> Tensor:
         """[R, m, r, .] times each row's own [S, m, ., .]."""
         return _taken(_spread(x, places.slots, matrix.shape[0]) @ matrix, places.slots)
 
-    def _bias(self, window: int, width: int, places: _Places) -> Tensor | None:
+    def _bias(self, window: int, width: int, places: Places) -> Tensor | None:
         """[R, 1, 1, L + W] 0 for what a row sees and ``-inf`` for the rest; None if it sees all."""
         if window not in places.biases:
             longest = max(self.prompt_lengths)

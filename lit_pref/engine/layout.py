@@ -9,6 +9,7 @@ predicted from it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class PackedLayout:
         rows: [T] position in the row from which each response token is predicted.
         final: [B] position of each response's last token, if it was kept.
         masks: dense masks by (prompt length, response length), made once for all layers.
+        fused: block masks of the whole row by window, where one kernel takes it.
         calls: how often the attention function read this layout; 0 after a forward means that the
             model ignored it.
         windows: the sliding windows that its layers asked for.
@@ -41,6 +43,7 @@ class PackedLayout:
     rows: Tensor
     final: Tensor | None = None
     masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    fused: dict[int, Any] = field(default_factory=dict)
     calls: int = 0
     windows: set[int] = field(default_factory=set)
 

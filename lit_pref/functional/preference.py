@@ -176,7 +176,13 @@ def divergence_score(log_ratio: Tensor, divergence: Divergence, *, alpha: float 
 
 
 def length_desensitised_sum(
-    token_values: Tensor, lengths: Tensor, index: Tensor, public: Tensor, *, alpha: float
+    token_values: Tensor,
+    lengths: Tensor,
+    index: Tensor,
+    public: Tensor,
+    *,
+    alpha: float,
+    total: int | None = None,
 ) -> Tensor:
     r"""Sum over a response in which tokens beyond the pair's shorter length count alpha.
 
@@ -190,11 +196,12 @@ def length_desensitised_sum(
         index: [N] which response.
         public: [N] length of the shorter response of each pair.
         alpha: weight of the tokens beyond it, in [0, 1].
+        total: tokens of these responses; None asks the device for it, and waits.
 
     Returns:
         [N] sums.
     """
-    element, owner, position = expand_segments(lengths, index)
+    element, owner, position = expand_segments(lengths, index, total=total)
     weight = torch.where(position < public[owner], 1.0, alpha).to(token_values)
     return segment_sum(token_values[element] * weight, owner, len(index))
 

@@ -52,12 +52,15 @@ def suffix_sum(values: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.cat(parts) if parts else values
 
 
-def expand_segments(lengths: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def expand_segments(
+    lengths: Tensor, index: Tensor, *, total: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Elements of some segments, one segment after the other; a segment may come repeatedly.
 
     Args:
         lengths: [B] length of every segment.
         index: [N] which segments.
+        total: M; None asks the device of the tensors for it, and waits.
 
     Returns:
         (element, owner, position), [M] each: the place in the flat tensor, which of the ``N`` it
@@ -70,7 +73,8 @@ def expand_segments(lengths: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Ten
     """
     starts = (lengths.cumsum(0) - lengths)[index]
     sizes = lengths[index]
-    owner = torch.repeat_interleave(torch.arange(len(index), device=index.device), sizes)
+    every = torch.arange(len(index), device=index.device)
+    owner = torch.repeat_interleave(every, sizes, output_size=total)
     first = sizes.cumsum(0) - sizes
     position = torch.arange(len(owner), device=index.device) - first[owner]
     return starts[owner] + position, owner, position

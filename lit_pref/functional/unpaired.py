@@ -69,12 +69,12 @@ def class_shift(rewards: Tensor, desirable: Tensor, *, weight: Tensor | None = N
     """
     fixed = rewards.detach()
     often = torch.ones_like(fixed) if weight is None else weight.to(fixed)
-    sides = [
-        (fixed[mask] * often[mask]).sum() / often[mask].sum()
-        for mask in (desirable, ~desirable)
-        if bool(mask.any())
-    ]
-    return torch.stack(sides).mean() if sides else fixed.new_zeros(())
+    masks = torch.stack([desirable, ~desirable])
+    # without asking how many there are, which a device would have to answer
+    counts = torch.where(masks, often, 0.0).sum(1)
+    sums = torch.where(masks, fixed * often, 0.0).sum(1)
+    means = sums / torch.where(counts > 0, counts, 1.0)
+    return means.sum() / (counts > 0).sum().clamp(min=1)
 
 
 def bco_unpaired_loss(rewards: Tensor, desirable: Tensor, *, shift: Tensor) -> Tensor:

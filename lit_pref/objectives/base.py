@@ -198,7 +198,8 @@ class ObjectiveModule(L.LightningModule):
         assert not isinstance(optimizer, list)
         self._lr = optimizer.param_groups[0]["lr"]
         optimizer.zero_grad(set_to_none=True)
-        self.policy.train()
+        if not all(module.training for module in self.policy.modules()):  # setting it costs more
+            self.policy.train()
         if batch.counts["responses"] > 0:
             (backward_coupled if self.couples_batch else backward)(self, batch)
         self._update(optimizer, batch)
@@ -285,9 +286,12 @@ class ObjectiveModule(L.LightningModule):
                 f"{type(self).__name__} cannot be sharded (strategy=fsdp2): what it has "
                 "beside the policy is not; use strategy=ddp"
             )
-        self.policy.load()
-        if self.reference is not None:
-            self.reference.prepare(self.policy)
+        # Lightning makes its GPU the default device here, which draws of our generators do not
+        # work on, and moves the module there afterwards.
+        with torch.device("cpu"):
+            self.policy.load()
+            if self.reference is not None:
+                self.reference.prepare(self.policy)
         if mesh is not None and not is_sharded(self.policy):
             for model in (self.policy, getattr(self.reference, "copy", None)):
                 if isinstance(model, nn.Module):

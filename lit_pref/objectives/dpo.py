@@ -138,6 +138,7 @@ class DPO(PairwiseModule):
                 side.index,
                 public,
                 alpha=self.ld_alpha,
+                total=None if side.sizes is None else sum(side.sizes),
             )
         if self.reduction == "mean":
             log_ratio = log_ratio / side.lengths.clamp(min=1)
@@ -148,7 +149,11 @@ class DPO(PairwiseModule):
         assert chosen.ref_token_logps is not None and chosen.all_lengths is not None
         log_ratio = chosen.token_logps - chosen.ref_token_logps
         starts = chosen.all_lengths.cumsum(0) - chosen.all_lengths
-        pair = torch.repeat_interleave(torch.arange(len(public), device=public.device), public)
+        total = None
+        if chosen.sizes is not None and rejected.sizes is not None:
+            total = sum(map(min, chosen.sizes, rejected.sizes))
+        every = torch.arange(len(public), device=public.device)
+        pair = torch.repeat_interleave(every, public, output_size=total)
         place = torch.arange(len(pair), device=pair.device) - (public.cumsum(0) - public)[pair]
         first = log_ratio[starts[chosen.index][pair] + place]
         second = log_ratio[starts[rejected.index][pair] + place]

@@ -44,6 +44,8 @@ class EngineForward:
         self.micro_batch_tokens = micro_batch_tokens or NO_GRADIENT_TOKENS
         self.device = device
         self.context = context
+        self.progress: Callable[[int, int], None] = lambda done, total: None
+        """Told (responses done, responses in all) after each micro-batch."""
 
     @torch.no_grad()
     def __call__(self, which: str, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
@@ -59,6 +61,7 @@ class EngineForward:
             for index in micro_batches(tokens, self.micro_batch_tokens):
                 out = model.token_logps(tokens.select(index).to(self.device), stats=stats)
                 order += index
+                self.progress(len(order), tokens.num_responses)
                 for name in _FIELDS:
                     value = getattr(out, name)
                     if value is not None:

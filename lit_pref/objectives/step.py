@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_pref.engine.forward import micro_batches
 from lit_pref.policies.sharding import gathered, is_sharded
+from lit_pref.transfer import sent
 from lit_pref.types import Batch, FlatTokens, TokenStats
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def _passes(module: ObjectiveModule, mine: int) -> int:
         return mine
     wanted = max(mine, 1)
     if is_sharded(module.policy):
-        wanted = int(module.trainer.strategy.reduce(torch.tensor(wanted), reduce_op="max"))
+        # on the device: NCCL has no way between processes for tensors of the host
+        number = sent(wanted, module.device)
+        wanted = int(module.trainer.strategy.reduce(number, reduce_op="max"))
     return wanted
 
 

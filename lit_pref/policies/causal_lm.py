@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_pref.engine.forward import Path, hf_token_stats
 from lit_pref.engine.kv_cache import SharedCache
+from lit_pref.engine.recorded import RecordedStep
 from lit_pref.policies import decoding
 from lit_pref.policies.lora import (
     LoRA,
@@ -31,6 +32,7 @@ from lit_pref.policies.prepare import (
 from lit_pref.policies.pretrained import no_progress_bars
 from lit_pref.policies.probe import decoding_misfit, head_is_plain, packed_misfit
 from lit_pref.policies.sharding import full_state, is_sharded
+from lit_pref.policies.spec import config_identity, digest
 from lit_pref.types import FlatTokens, Refusal, TokenStats
 
 if TYPE_CHECKING:
@@ -83,6 +85,9 @@ class HFPolicy(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
         self.plain_head = True
+        self.record_steps = False
+        """Whether decoding steps are recorded and replayed; see ``recorded_steps``."""
+        self._recordable = True
         self.shared_decoding = False
         """Whether prompts are shared while decoding; found out when the weights are loaded."""
         self.model: Any = None
@@ -177,7 +182,13 @@ class HFPolicy(nn.Module):
                 self._run, prompts, copies, self.device, self.spec.pad_id
             )
         cache = SharedCache()
-        return decoding.enter_shared(self._run, cache, prompts, copies, self.device), cache
+        logits = decoding.enter_shared(self._run, cache, prompts, copies, self.device)
+        if self.record_steps and self._recordable:
+            cache.recorded = RecordedStep(self.device, self._not_recordable)
+        return logits, cache
+
+    def _not_recordable(self) -> None:
+        self._recordable = False
 
     def rows_that_fit(self, tokens: int) -> int:
         """How many rows of so many tokens to decode at a time, by memory."""
@@ -260,7 +271,9 @@ class HFPolicy(nn.Module):
         return held
 
     def base_digest(self) -> str:
-        """A hash of all weights but adapters, by their plain names.
+        """A hash of the model without adapters: its weights by their plain names, its config.
+
+        Of the same weights, other rotations, windows or caps make another model.
 
         Made once: ask only where these weights do not train (references, models with adapters).
         """
@@ -270,7 +283,8 @@ class HFPolicy(nn.Module):
             plain = {
                 k.replace(".base_layer.", "."): v for k, v in state.items() if not is_adapter(k)
             }
-            self._digest = weights_digest(plain)
+            form = config_identity(self.model.config.to_dict())
+            self._digest = digest(weights_digest(plain), form)
         return self._digest
 
     def whole_state(self) -> dict[str, Tensor]:

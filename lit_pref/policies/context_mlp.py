@@ -18,6 +18,7 @@ from lit_pref.functional.bandit import ACTIONS, reference_probs
 from lit_pref.functional.contexts import TABLE, WIDTH, context_table
 from lit_pref.policies.prepare import weights_digest
 from lit_pref.policies.spec import ModelSpec, digest
+from lit_pref.transfer import sent
 from lit_pref.types import FlatTokens, Policy, Refusal, TokenStats
 
 __all__ = ["ClosedFormReference", "ContextMLP", "ContextMLPPolicy", "context_mlp"]
@@ -143,7 +144,7 @@ class ContextMLPPolicy(nn.Module):
             )
         _check_shape(tokens.prompt_lengths, tokens.lengths)
         hidden = self.model.hidden(tokens.prompt_ids)  # a prompt is computed once
-        place = torch.tensor(tokens.prompt_of, device=hidden.device, dtype=torch.long)
+        place = sent(tokens.prompt_of, hidden.device, torch.long)
         log_probs = self.model.head(hidden).float().log_softmax(-1)
         probs = log_probs.exp() if wanted & {"entropy", "sum_squares"} else None
         entropy = squares = None
@@ -170,7 +171,7 @@ class ContextMLPPolicy(nn.Module):
     def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> tuple[Tensor, Any]:
         self.load()
         _check_shape([len(p) for p in prompts], [])
-        ids = torch.tensor([p[0] for p in prompts], device=self.device)
+        ids = sent([p[0] for p in prompts], self.device)
         return self.model(ids).repeat_interleave(copies, 0), None
 
     def step(self, token_ids: Tensor, state: Any) -> tuple[Tensor, Any]:

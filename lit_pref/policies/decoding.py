@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_pref.engine.forward import packed_inputs
 from lit_pref.engine.kv_cache import SharedCache
 from lit_pref.engine.layout import pack
+from lit_pref.transfer import moved, sent
 from lit_pref.types import FlatTokens
 
 __all__ = [
@@ -82,7 +83,7 @@ def enter_shared(
         lengths = [len(p) for p in some]
         # One response of one token each: its row is the prompt's last token.
         tokens = FlatTokens(
-            prompt_ids=torch.tensor([i for p in some for i in p], device=device),
+            prompt_ids=sent([i for p in some for i in p], device, torch.long),
             prompt_lengths=lengths,
             response_ids=torch.zeros(part, device=device, dtype=torch.long),
             lengths=[1] * part,
@@ -111,18 +112,26 @@ def _parts(lengths: Sequence[int]) -> list[int]:
 
 def step_shared(run: Run, cache: SharedCache, token_ids: Tensor) -> Tensor:
     """[R, V] next-token logits after one more token of each row."""
-    position = cache.begin(token_ids.device)
-    inputs = {
-        "input_ids": token_ids[None],
-        "position_ids": position[None],
-        # passed through untouched; see ``packed_inputs``
-        "attention_mask": torch.zeros(1, 1, 1, 1, device=token_ids.device),
-        "use_cache": False,
-        "lit_pref_cache": cache,
-    }
-    out = run(lambda model: model(**inputs))
+
+    def forward(token_ids: Tensor, position: Tensor) -> Tensor:
+        inputs = {
+            "input_ids": token_ids[None],
+            "position_ids": position[None],
+            # passed through untouched; see ``packed_inputs``
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=token_ids.device),
+            "use_cache": False,
+            "lit_pref_cache": cache,
+        }
+        logits: Tensor = run(lambda model: model(**inputs)).logits[0]
+        return logits
+
+    if cache.recorded is not None:
+        replayed = cache.recorded(cache, forward, token_ids)
+        if replayed is not None:
+            return replayed
+    logits = forward(token_ids, cache.begin(token_ids.device))
     cache.end()
-    return out.logits[0]
+    return logits
 
 
 def rows_that_fit(model: Any, tokens: int) -> int:
@@ -172,7 +181,7 @@ def prefill_padded(
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[i, width - len(prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    ids, mask = moved(ids, device), moved(mask, device)
     out = run(
         lambda model: model(
             input_ids=ids,
@@ -210,5 +219,6 @@ def step(run: Run, token_ids: Tensor, state: CacheState) -> tuple[Tensor, CacheS
 
 def keep_rows(state: CacheState, rows: Tensor) -> CacheState:
     """These rows alone."""
-    state.cache.batch_select_indices(rows)
-    return CacheState(state.cache, state.mask[rows], state.position[rows])
+    there = moved(rows, state.mask.device)
+    state.cache.batch_select_indices(there)
+    return CacheState(state.cache, state.mask[there], state.position[there])

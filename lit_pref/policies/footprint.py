@@ -47,6 +47,7 @@ class Footprint:
             alive for a moment in a forward without gradient.
         cache_per_token: keys and values of one position in sampling.
         packed: copies of weights that decoding on a processor makes.
+        half_table: the output layer's weights where they train with products in half precision.
     """
 
     weights: int
@@ -58,6 +59,7 @@ class Footprint:
     again: float
     cache_per_token: int
     packed: int = 0
+    half_table: int = 0
 
 
 def footprint(
@@ -115,6 +117,7 @@ def footprint(
         again=again,
         cache_per_token=_cache_per_token(spec.config, dtype or spec.dtype),
         packed=packed_bytes(model),
+        half_table=_half_table(head, autocast),
     )
 
 
@@ -206,6 +209,13 @@ def _adapt(model: Any, lora: LoRA) -> None:
         if wanted and layer is not head:
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, last, _Adapted(layer, lora.rank))
+
+
+def _half_table(head: Any, autocast: torch.dtype | None) -> int:
+    if head is None or not head.weight.requires_grad:
+        return 0
+    dtype = autocast or head.weight.dtype
+    return head.weight.numel() * dtype.itemsize if dtype.itemsize == 2 else 0
 
 
 def _place(tensor: Tensor) -> int:

@@ -64,14 +64,15 @@ class ScalarHead(nn.Module):
         """
         if self.weight is not None:
             return self
-        weight = torch.zeros(hidden_size)
-        if self.init == "normal":
-            draw = generator(self.seed, "scalar_head")
-            weight = torch.randn(hidden_size, generator=draw) / math.sqrt(hidden_size + 1)
         dtype = torch.promote_types(torch.float32, dtype)
-        self.weight = nn.Parameter(weight.to(dtype))
-        if self.has_bias:
-            self.bias = nn.Parameter(torch.zeros((), dtype=dtype))
+        with torch.device("cpu"):  # whatever the default is: the generator draws there
+            weight = torch.zeros(hidden_size)
+            if self.init == "normal":
+                draw = generator(self.seed, "scalar_head")
+                weight = torch.randn(hidden_size, generator=draw) / math.sqrt(hidden_size + 1)
+            self.weight = nn.Parameter(weight.to(dtype))
+            if self.has_bias:
+                self.bias = nn.Parameter(torch.zeros((), dtype=dtype))
         return self
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.models import gpt_nano
 from lit_pref.policies.spec import ModelSpec
+from lit_pref.transfer import sent
 from lit_pref.types import FlatTokens, Refusal, TokenStats
 
 __all__ = ["UnshiftedPolicy", "gpt_nano_legacy"]
@@ -93,7 +94,7 @@ class UnshiftedPolicy(nn.Module):
         if not tokens.lengths:
             return TokenStats(logps=torch.zeros(0, device=self.device))
         device = tokens.response_ids.device
-        rows = torch.tensor(tokens.prompt_of, device=device)
+        rows = sent(tokens.prompt_of, device, torch.long)
         prompts = tokens.prompt_ids.view(len(tokens.prompt_lengths), -1)[rows]
         ids = torch.cat([prompts, tokens.response_ids.view(len(tokens.lengths), -1)], 1)
         logps = self.model(input_ids=ids).logits.float().log_softmax(-1)

@@ -51,8 +51,11 @@ class FrozenReference:
             self.copy = cast(HFPolicy, policy).frozen_copy()
 
     def to(self, device: torch.device) -> None:
-        if self.copy is not None:
-            self.copy.to(device)
+        if self.copy is None:
+            return
+        self.copy.to(device)
+        if torch.device(device).type != "cpu" and getattr(self.copy, "mapped", None) is not None:
+            self.copy.mapped = None  # read from the file and not needed there any more
 
     def token_logps(self, tokens: FlatTokens, *, stats: Iterable[str] = ()) -> TokenStats:
         assert self.copy is not None, "prepare comes first"

@@ -1,9 +1,9 @@
 """Reference log-probs of stored responses on disk: computed once, read by every run of a sweep.
 
 The folder of a cache is named after what the numbers depend on besides the tokens: the weights
-themselves, their precision, the forward, the versions of torch and transformers. A row is named
-after its token ids, which are all that a tokenizer and a chat template can change. So an entry is
-either right or absent.
+themselves, the model's config, the precision, the forward, the versions of torch and transformers.
+A row is named after its token ids, which are all that a tokenizer and a chat template can change.
+So an entry is either right or absent.
 
 Shapes: ``B`` responses, ``T`` response tokens, ``n`` rows of a file.
 """

@@ -88,7 +88,7 @@ class ClassifierReward:
         self.template = _template(self.tokenizer, template)
         self.batch_size = at_least_one("batch_size", batch_size)
         self.groups_at_once = at_least_one("groups_at_once", groups_at_once)
-        self.device, self.dtype = device or own_device(), dtype
+        self.device, self.dtype = device, dtype
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.context = min(context or 10**9, self.tokenizer.model_max_length)
         self.name = "classifier"
@@ -170,7 +170,7 @@ class ClassifierReward:
         }
         lengths = [[1] * len(row["input_ids"]) for row in rows]
         inputs["attention_mask"] = _padded(lengths, longest, 0)
-        logits = model(**{k: v.to(self.device) for k, v in inputs.items()}).logits.float()
+        logits = model(**{k: v.to(model.device) for k, v in inputs.items()}).logits.float()
         if self.output != "logit":
             logits = logits.log_softmax(-1)
         scores = logits[:, self.label]
@@ -194,7 +194,7 @@ class ClassifierReward:
             ends = {text.eos_token_id, self.tokenizer.eos_token_id}
             if text.pad_token_id is None and used is not None and used not in ends:
                 text.pad_token_id = used
-            self._model = model.requires_grad_(False).eval().to(self.device)
+            self._model = model.requires_grad_(False).eval().to(self.device or own_device())
         return self._model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,10 +76,11 @@ class LearnedReward:
 
 
 def own_device() -> str:
-    """This process's GPU if there is one, else the processor."""
-    if torch.cuda.is_available():
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
-    return "cpu"
+    """This process's GPU if there is one, else the processor.
+
+    Which one it is stands fast once training (or evaluation) has begun.
+    """
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def _folder(path: str) -> Path:

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from lit_pref.rewards.background import cancel_all
 from lit_pref.rewards.base import checked_scores
 from lit_pref.rewards.comparing import (
@@ -92,6 +94,12 @@ def assess(source: RewardSource | PreferenceOracle, groups: Sequence[Group]) -> 
         group.reward_source = label
 
 
+def _begin(gpu: int | None) -> None:
+    """A thread begins on the first GPU of the machine, whichever its process has."""
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+
+
 class Scoring:
     """Scores groups in threads, in calls that depend on the order of the groups alone.
 
@@ -119,7 +127,10 @@ class Scoring:
         self._size = groups_at_once(source)
         self._waiting: list[Group] = []
         self._calls: list[tuple[Future[None], int]] = []
-        self._pool = ThreadPoolExecutor(calls_at_once(source), thread_name_prefix="reward")
+        gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._pool = ThreadPoolExecutor(
+            calls_at_once(source), thread_name_prefix="reward", initializer=_begin, initargs=(gpu,)
+        )
 
     def __enter__(self) -> Scoring:
         return self

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from lit_pref.engine.decode import DecodedRow, decode
 from lit_pref.engine.packed_weights import packed_weights
+from lit_pref.engine.recorded import recorded_steps
 from lit_pref.functional.rng import uniforms
 from lit_pref.policies.sharding import gathered, is_sharded
 from lit_pref.sampling.precision import Precision, check_precision, faster_precision, rounded
@@ -33,6 +34,8 @@ class NativeSampler:
             round finds it faster on this processor. Rounded weights sample from another
             distribution: its log-probs are ``behaviour_logps``, and ratios are to log-probs of the
             training forward all the same.
+        cuda_graphs: on a GPU a decoding step is recorded and replayed (``engine.recorded``), where
+            prompts are shared and a replay was found to be right.
 
     Raises:
         Refusal: an argument out of range.
@@ -48,6 +51,7 @@ class NativeSampler:
         max_rows: int | None = None,
         refill: bool = True,
         precision: Precision = "policy",
+        cuda_graphs: bool = True,
     ) -> None:
         if max_new_tokens < 1:
             raise Refusal(f"sampler.max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -69,6 +73,7 @@ class NativeSampler:
         self.stop_ids = tuple(stop_ids)
         self.max_rows = max_rows
         self.refill = refill
+        self.cuda_graphs = cuda_graphs
 
     def plain(self) -> NativeSampler:
         """The same at temperature 1, with all tokens and the policy's own weights."""
@@ -77,6 +82,7 @@ class NativeSampler:
             stop_ids=self.stop_ids,
             max_rows=self.max_rows,
             refill=self.refill,
+            cuda_graphs=self.cuda_graphs,
         )
 
     @property
@@ -150,8 +156,13 @@ class NativeSampler:
         if self.refill and responses <= most and getattr(policy, "can_enter", False):
             chunk, width = max(len(order), 1), most
         by_place: dict[int, Group] = {}
-        # both once, however many steps each process decodes
-        with gathered(policy), packed_weights(policy, tokens=self.max_new_tokens):
+        graphs = self.cuda_graphs and not is_sharded(policy)
+        # all once, however many steps each process decodes
+        with (
+            gathered(policy),
+            packed_weights(policy, tokens=self.max_new_tokens),
+            recorded_steps(policy, wanted=graphs, tokens=self.max_new_tokens),
+        ):
             for start in range(0, len(order), chunk):
                 part = order[start : start + chunk]
                 rows: list[dict[int, DecodedRow]] = [{} for _ in part]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_pref.functional.rng import generator
+from lit_pref.transfer import moved, sent
 from lit_pref.types import FlatTokens, Group, Prompt, Response, TokenStats
 
 __all__ = ["TinyPolicy", "tiny_groups"]
@@ -128,7 +129,7 @@ class TinyPolicy(nn.Module):
     # ------------------------------------------------------------------ decoding
 
     def prefill(self, prompts: Sequence[Sequence[int]], copies: int) -> tuple[Tensor, Tensor]:
-        rows = [self._states(torch.tensor(list(p), device=self.device))[-1] for p in prompts]
+        rows = [self._states(sent(list(p), self.device))[-1] for p in prompts]
         state = torch.stack(rows).repeat_interleave(copies, 0)
         return torch.tanh(state) @ self.head + self.bias, state
 
@@ -137,7 +138,7 @@ class TinyPolicy(nn.Module):
         return torch.tanh(state) @ self.head + self.bias, state
 
     def keep_rows(self, state: Tensor, rows: Tensor) -> Tensor:
-        return state[rows]
+        return state[moved(rows, state.device)]
 
 
 def tiny_groups(

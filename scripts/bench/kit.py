@@ -30,6 +30,11 @@ def flags(doc, **defaults):
         "--micro", type=int, default=0, help="tokens of a micro-batch; 0: the whole batch"
     )
     p.add_argument("--log_every", type=int, default=10)
+    p.add_argument("--share", type=int, default=1, help="0: packed rows repeat prompts")
+    p.add_argument(
+        "--head", default="auto", choices=["auto", "all", "chunks"],
+        help="all: logits of every position, by the model itself; chunks: made again in backward",
+    )  # fmt: skip
     p.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")
     return p
 
@@ -53,7 +58,42 @@ def policy_of(a):
 
     lora = LoRA(rank=a.lora) if a.lora else None
     spec = hf(common.model_dir(a.model))
-    return HFPolicy(spec, path=a.path, gradient_checkpointing=bool(a.gc), lora=lora)
+    policy = HFPolicy(spec, path=a.path, gradient_checkpointing=bool(a.gc), lora=lora)
+    without_savings(a, policy)
+    return policy
+
+
+def without_savings(a, policy):
+    """Take away what is always on in the library, to measure what it saves."""
+    from functools import partial
+
+    from lit_pref.engine import forward
+
+    if not a.share:
+        forward.pack = partial(repeating, forward.pack)
+    if a.head == "all":
+        policy.load().plain_head = False
+    elif a.head == "chunks":
+        tokens = 64  # of a chunk; eight chunks and more are not kept
+        size = 8 * tokens * policy.spec.vocab_size * 4
+        forward.head_stats = partial(forward.head_stats, budget_bytes=size)
+
+
+def repeating(pack, tokens, **options):
+    """A packed row in which each response has a prompt of its own."""
+    import torch
+
+    from lit_pref.types import FlatTokens
+
+    prompts = tokens.prompt_ids.split(tokens.prompt_lengths)
+    apart = FlatTokens(
+        prompt_ids=torch.cat([prompts[p] for p in tokens.prompt_of]),
+        prompt_lengths=[tokens.prompt_lengths[p] for p in tokens.prompt_of],
+        response_ids=tokens.response_ids,
+        lengths=tokens.lengths,
+        prompt_of=list(range(tokens.num_responses)),
+    )
+    return pack(apart, **options)
 
 
 def train(a, objective, data, clock):

@@ -12,6 +12,7 @@ p.add_argument("--rows", type=int, default=128, help="responses decoded at the s
 p.add_argument(
     "--sampling", default="policy", choices=["policy", "bfloat16", "auto"], help="sampler.precision"
 )
+p.add_argument("--iters", type=int, default=1, help="passes over each round (data.reuse)")
 p.add_argument("--split", type=int, default=1, help="time the phases")
 a = p.parse_args()
 if a.algo == "onlinedpo":
@@ -24,6 +25,8 @@ from lit_pref.types import Prompt  # noqa: E402
 
 tok = AutoTokenizer.from_pretrained(model_dir(a.model))
 texts = load_prompts(a.model, tok)
+if a.steps % a.iters:
+    p.error(f"--steps must be a multiple of --iters, got {a.steps} and {a.iters}")
 if a.steps * a.prompts > len(texts):
     p.error(f"--steps x --prompts needs {a.steps * a.prompts} prompts, there are {len(texts)}")
 
@@ -41,7 +44,7 @@ prompts = [Prompt(id=i, text=t, ids=tok(t)["input_ids"]) for i, t in enumerate(t
 sampler = lp.NativeSampler(max_new_tokens=a.new, max_rows=a.rows, precision=a.sampling)
 data = lp.OnPolicyDataModule(
     kit.make_task(tok, prompts=prompts, new=a.new), sampler=sampler, reward=Length(),
-    prompts_per_round=a.prompts, responses_per_prompt=a.G, batch_size=a.prompts, rounds=a.steps, prompt_order="fixed",
+    prompts_per_round=a.prompts, responses_per_prompt=a.G, batch_size=a.prompts, rounds=a.steps // a.iters, reuse=a.iters, prompt_order="fixed",
     micro_batch_tokens=a.micro or None,
 )  # fmt: skip
 settings = lp.OptimizerSettings(lr=1e-6, weight_decay=0.0, clip_norm=1.0)
@@ -59,9 +62,9 @@ if a.split:
     phases.wrap(objective, "annotate", "annotate")
     phases.wrap(objective, "training_step", "training_step")
 losses = kit.train(a, objective, data, clock)
-generated = a.prompts * a.G * a.new * clock.n
+generated = a.prompts * a.G * a.new * clock.n / a.iters
 result = dict(
-    bench="our_online", algo=a.algo, tag=a.tag, work=work_id("online_" + a.algo, a, texts, "prompts", "G", "new"), gc=a.gc,
+    bench="our_online", algo=a.algo, tag=a.tag, work=work_id("online_" + a.algo, a, texts, "prompts", "G", "new"), gc=a.gc, iters=a.iters,
     bf16=a.bf16, path=policy.path, **clock.result(), e2e_tok_s=generated / clock.seconds, **phases.shares(),
     loss_last=losses[-1],
 )  # fmt: skip

@@ -34,6 +34,9 @@ TABLE = {
     "dpo_tiny": (
         f"trl_dpo.py {SMALL}", f"{DPO_FLOOR} {SMALL}", f"our_dpo.py {SMALL}", "step_s", 0.95, None,
     ),
+    "dpo_tiny_online": (  # the reference step by step, as TRL does it: equal work before the first
+        f"trl_dpo.py {SMALL}", None, f"our_dpo.py {SMALL} --ref online", "step_s", None, None,
+    ),
     "dpo_smollm2": (
         f"trl_dpo.py {LARGE}", f"{DPO_FLOOR} {LARGE}", f"our_dpo.py {LARGE}", "step_s", 0.97, None,
     ),
@@ -60,12 +63,18 @@ TABLE = {
         f"{GEN} --engine hf", None, f"{GEN} --engine ours", "s_per_token", None, 1.8,
     ),
 }  # fmt: skip
+# what a plain padded loop is turned into, one switch a row; then what is off by default
 LADDER = {
-    "padded, reference online": "--path padded --ref online --mallopt 0",
-    "padded, reference once": "--path padded --mallopt 0",
-    "packed, prompts shared": "--path packed --mallopt 0",
-    "memory kept (default)": "",
-    "bf16 autocast": "--bf16 1",
+    "padded, all logits, reference online": "--path padded --head all --ref online --mallopt 0",
+    "+ logits of responses alone": "--path padded --ref online --mallopt 0",
+    "+ reference once": "--path padded --mallopt 0",
+    "+ packed rows": "--path packed --share 0 --mallopt 0",
+    "+ prompts shared": "--path packed --mallopt 0",
+    "+ memory kept: the default": "",
+    "default, micro-batches of 512 tokens": "--micro 512",
+    "default, logits in chunks made again": "--head chunks",
+    "default, checkpointing": "--gc 1",
+    "default, bf16 autocast": "--bf16 1",
 }
 
 
@@ -134,7 +143,7 @@ def table(a):
         pairs = [("base", "floor"), ("base", "ours"), ("floor", "ours")]
         cells = [ratios(found, key, *pair) for pair in pairs]
         memory = [ratios(found, "peak_rss_mb", fast, slow) for slow, fast in pairs]
-        need = f"{to_floor} to floor" if to_floor else f"{to_base} to base"
+        need = f"{to_floor} to floor" if to_floor else f"{to_base} to base" if to_base else "-"
         first = ratios(found, "first_step_from_proc_s", "ours", "base")
         words = [*map(spread, cells), need, *map(spread, memory), spread(first), note(found)]
         lines.append(f"| {name} | " + " | ".join(words) + " |")
@@ -143,8 +152,10 @@ def table(a):
 
 def ladder(a):
     size = SMALL if a.model == "tiny" else LARGE.replace("smollm2", a.model)
+    size += f" --steps {a.steps}" if a.steps else ""
+    rows = {n: more for n, more in LADDER.items() if not (a.skip and a.skip in n)}
     commands = {"TRL": command(f"trl_dpo.py {size}")}
-    commands |= {name: command(f"our_dpo.py {size} {more}") for name, more in LADDER.items()}
+    commands |= {name: command(f"our_dpo.py {size} {more}") for name, more in rows.items()}
     found = compare(f"ladder_{a.model}", commands, a)
     lines = ["| | step s | tokens/s | to TRL | peak MB |", "|---|---|---|---|---|"]
     for name, runs in found["runs"].items():
@@ -175,6 +186,8 @@ def main():
     p.add_argument("what", choices=["table", "ladder"])
     p.add_argument("--rows", default="", help=f"of the table: {','.join(TABLE)}")
     p.add_argument("--model", default="tiny", help="of the ladder")
+    p.add_argument("--steps", type=int, default=0, help="of the ladder; 0: as in the table")
+    p.add_argument("--skip", default="", help="rows of the ladder with these letters are left out")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=0, help="0: all of the machine")
     p.add_argument("--json", default="bench_results", help="folder of results")

@@ -198,19 +198,24 @@ def test_every_task_model_and_reward_composes(name):
         "reward=regex": ["reward.pattern=x"],
         "reward=keyword": ["reward.words=[x]"],
         "reward=callable": ["reward.function=math.sqrt"],
+        "reward=compare": ["reward.function=math.hypot"],
         "reward=sum": ["reward.sources=[]", "reward.weights=[]"],
+        "reward=classifier": ["reward.path=x"],
+        "reward=learned": ["reward.path=x"],
+        "reward=judge": ["reward.model=x", "reward.url=x"],
+        "reward=remote": ["reward.url=x"],
     }
     groups = groups_of([])
-    for group in ("task", "model", "reward", "sampler"):
-        for option in groups[group]:
-            choice = f"{group}={option}"
-            try:
-                request = parse_request(name, [choice, *given.get(choice, [])])
-            except Refusal as refusal:
-                if "must be given" not in str(refusal):
-                    raise
-            else:
-                OmegaConf.to_container(request.cfg, resolve=True)
+    choices = [f"{g}={o}" for g in ("task", "model", "reward", "sampler") for o in groups[g]]
+    assert set(given) <= set(choices) and len(choices) > 20
+    for choice in choices:
+        request = parse_request(name, [choice, *given.get(choice, [])])
+        group, option = choice.split("=")
+        found = OmegaConf.to_container(request.cfg, resolve=True)[group]
+        assert found["name"] == option, choice
+    for choice in set(given) - {"reward=sum"}:
+        with pytest.raises(Refusal, match="must be given"):
+            parse_request(name, [choice])
 
 
 def test_a_value_keeps_its_type_and_a_path_may_have_an_equals_sign(bandit_run, tmp_path):

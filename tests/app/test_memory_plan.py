@@ -63,6 +63,34 @@ def test_the_parts_by_hand():
     assert mapped["training step"]["reference"] == 0 != mapped["reference pass"]["reference"]
 
 
+def test_the_copy_of_a_half_precision_output_layer_is_planned():
+    options = {"program": 0, "moments": 2, "reference": "none"}
+    logits = {}
+    for tokens in (200, 400):  # chunks of 16 with so large a vocabulary: 13 and 25
+        work = replace(WORK, answers=(2, tokens), batch=tokens + 8)
+        for size in (0, 50):
+            found = replace(FOUND, vocab_size=1_000_000, half_table=size)
+            phases = plan_memory(found, work, CHOICES, **options).phases
+            logits[tokens, size] = phases["training step"]["logits"]
+            assert phases["reference pass"]["logits"] == 3 * 64 * MIB
+    assert logits[200, 50] == logits[200, 0]
+    assert logits[400, 50] == logits[400, 0] + 50
+
+
+@pytest.mark.parametrize(
+    ("options", "itemsize"),
+    [
+        ({}, 0),
+        ({"dtype": torch.bfloat16}, 2),
+        ({"autocast": torch.bfloat16}, 2),
+        ({"autocast": torch.bfloat16, "lora": LoRA(rank=2)}, 0),
+    ],
+)
+def test_the_output_layer_in_half_precision(options, itemsize):
+    spec = random_model("small", small(), seed=0)
+    assert footprint(spec, group=(4, (4,)), **options).half_table == 259 * 64 * itemsize
+
+
 def small(vocab_size=259, **more):
     return LlamaConfig(
         vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=3,

@@ -19,6 +19,24 @@ def test_a_reward_model_says_its_accuracy(caplog):
     assert "step 4/4  round 0  val_accuracy 0.75" in caplog.text
 
 
+def test_making_a_round_is_told_of_now_and_then(caplog, monkeypatch):
+    at = [100.0]
+    monkeypatch.setattr("lit_pref.callbacks.progress.time.monotonic", lambda: at[0])
+    shown = RunProgress(every_seconds=10)
+    shown.on_pass_start(3, 0)
+    with caplog.at_level(logging.INFO):
+        for second, stage, done in [
+            (0, "generating", 1), (4, "generating", 2), (11, "annotating", 3),
+            (12, "annotating", 4), (22, "annotating", 8),
+        ]:  # fmt: skip
+            at[0] = 100.0 + second
+            shown.on_progress(stage, done, 8)
+    assert [r.getMessage() for r in caplog.records] == [
+        "round 3: annotating, 3 of 8 responses",
+        "round 3: annotating, 8 of 8 responses",
+    ]
+
+
 @pytest.mark.parametrize(
     ("every", "rounds", "when"),
     [(1, 2, "after every round, "), (2, 2, "after every 2 rounds, "), (3, 1, "after every 3 passes, "),

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from source_runs import dpo, lines, same, source, train
+from source_runs import Watch, dpo, lines, same, source, train
 
 from lit_pref.data.order import PassOrder
 from lit_pref.data.refill import refill
@@ -340,6 +340,29 @@ def test_logged_weights_are_those_of_the_policy_over_the_behaviour(tmp_path):
     assert "importance/weight_square" not in info
 
 
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_ratios_are_to_the_training_forward_where_samples_were_rounded(tmp_path, reuse):
+    def enlarge(model):
+        for p in model.parameters():
+            p.data.mul_(5.0)  # far from uniform: rounding shows
+
+    def policy():
+        return HFPolicy(gpt_nano(), initialise=enlarge)
+
+    data = source("onpolicy", rounds=1, reuse=reuse, batch_size=4)
+    data.sampler = NativeSampler(max_new_tokens=9, precision="bfloat16")
+    _, watch, _ = train(data, tmp_path, GRPO(policy()))
+    batch, info = watch.batches[0], watch.infos[0]
+    with torch.no_grad():
+        exact = policy()(batch.tokens).logps
+    gap = (batch.notes.token["behaviour_logps"] - exact).abs().mean()
+    assert gap > 1e-3
+    assert info["sampling/logp_difference"] == pytest.approx(gap.item(), rel=1e-3)
+    assert info["ratio/mean"] == pytest.approx(1, abs=1e-6)
+    if reuse > 1:  # else it is the present value itself
+        torch.testing.assert_close(batch.notes.token["old_logps"], exact, atol=1e-6, rtol=1e-5)
+
+
 def test_numbers_do_not_depend_on_micro_batches(tmp_path):
     found = []
     for budget in (None, 40):
@@ -459,3 +482,21 @@ def test_every_group_says_where_it_is_from(tmp_path):
         assert g.reward_source == "token_bandit/r1@1/response"
         again = Group.from_state(g.state())
         assert again == g
+
+
+class Told(Watch):
+    def __init__(self):
+        super().__init__()
+        self.stages = []
+
+    def on_progress(self, stage, done, total):
+        self.stages.append((stage, done, total))
+
+
+def test_the_pass_of_the_reference_is_told_of_as_it_goes(tmp_path, monkeypatch):
+    told = Told()
+    monkeypatch.setattr("source_runs.Watch", lambda stop: told)
+    train(source("offline", micro_batch_tokens=40), tmp_path)
+    passes = [x for x in told.stages if x[0] == "annotating"]
+    assert passes[-1][1] == passes[-1][2] == sum(sum(keep) for keep in told.rounds[0].keep)
+    assert 0 < passes[0][1] < passes[-1][1]  # not at its end alone

@@ -333,6 +333,27 @@ def test_half_precision_weights_score_in_float32(name, dtype):
         assert grad.dtype == dtype and torch.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - PADDED_ONLY))
+def test_bfloat16_packed_rows_round_no_more_than_the_plain_forward(name):
+    """Errors of log-probs and of all gradients, to float32 with the same rounded weights."""
+    exact, rounded = plain(name, dtype=torch.bfloat16).float(), plain(name, dtype=torch.bfloat16)
+    made = policy(name, dtype=torch.bfloat16, path="packed")
+    found = {"exact": [], "plain": [], "packed": []}
+    for seed in (0, 1):
+        flat = tokens(seed=seed)
+        weights = torch.linspace(-1, 1, len(flat.response_ids))
+        for key, model in (("exact", exact), ("plain", rounded), ("packed", made)):
+            logps = made(flat).logps if model is made else by_hand(model, flat)
+            gradients = gradient(model, (logps * weights).sum())
+            found[key].append((logps.detach(), gradients.float()))
+    right, plainly, packed = ([torch.cat(x) for x in zip(*v, strict=True)] for v in found.values())
+    for what, limit, r, a, b in zip(
+        ("logps", "gradient"), (2, 1.5), right, plainly, packed, strict=True
+    ):
+        assert (b - r).norm() <= limit * (a - r).norm(), what
+        assert (b - r).norm() < 0.2 * r.norm(), what
+
+
 def test_the_softmax_of_half_precision_logits_is_exact():
     logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)).bfloat16() * 8
     targets = torch.arange(5)

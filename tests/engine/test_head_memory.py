@@ -12,7 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_pref.engine import forward as forward_module
-from lit_pref.engine.head import HeadForm, declared_form, head_bytes, head_stats
+from lit_pref.engine.head import (
+    CHUNKS,
+    SUMMED,
+    HeadForm,
+    declared_form,
+    head_bytes,
+    head_stats,
+)
 from lit_pref.policies.causal_lm import HFPolicy
 from lit_pref.policies.models import random_model
 from lit_pref.types import FlatTokens
@@ -132,6 +139,44 @@ def test_what_the_plan_says_of_the_head():
     assert head_bytes(400, vocabulary) == 400 * 2**20 + 3 * 64 * 2**20  # 400 MiB are kept
     assert head_bytes(400, vocabulary, grad=False) == 3 * 64 * 2**20
     assert head_bytes(10, 1000) == 4 * 10 * 1000 * 4
+
+
+class Shaped(TorchDispatchMode):
+    """How many tensors of a shape operations made."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        there = {_place(t) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        self.count += sum(
+            t.shape == self.shape and _place(t) not in there
+            for t in tree_leaves(out)
+            if torch.is_tensor(t)
+        )
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunks", [CHUNKS * 2, CHUNKS * 2 + 1])
+def test_the_plan_has_the_copy_that_sums_of_many_chunks_are_made_in(dtype, chunks):
+    weight = torch.randn(48, 8).to(dtype).requires_grad_()
+    tokens, budget = 2 * chunks, 2 * CHUNKS * 48 * 4  # two tokens a chunk
+    hidden, targets = torch.randn(tokens, 8).to(dtype), torch.zeros(tokens).long()
+    logps, _, _ = head_stats(hidden, weight, None, targets, budget_bytes=budget)
+    with Shaped(weight.shape) as seen:
+        torch.autograd.grad(logps.sum(), weight)
+    size = weight.numel() * 2 if dtype == torch.bfloat16 else 0
+    extra = head_bytes(tokens, 48, half_table=size, budget_bytes=budget) - head_bytes(
+        tokens, 48, budget_bytes=budget
+    )
+    assert extra == (seen.count - 1) * weight.numel() * weight.element_size()
+    assert (extra > 0) == (dtype == torch.bfloat16 and chunks > SUMMED)
+    assert head_bytes(tokens, 48, grad=False, half_table=size, budget_bytes=budget) == head_bytes(
+        tokens, 48, grad=False, budget_bytes=budget
+    )
 
 
 SCRIPT = """

@@ -18,6 +18,25 @@ def test_nothing_is_copied_where_it_is():
     assert moved(here, "cpu") is here
 
 
+def test_the_default_device_does_not_matter():
+    """Lightning sets one while models are configured; a way over it would not be waited for."""
+    with torch.device("meta"):
+        assert sent([1, 2], torch.device("cpu")).tolist() == [1, 2]
+
+
+def test_to_the_host_is_waited_for(monkeypatch):
+    asked = []
+    move = torch.Tensor.to
+
+    def noted(tensor, *args, **kwargs):
+        asked.append(kwargs.get("non_blocking", False))
+        return move(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    moved(torch.ones(3), "cpu")
+    assert asked == [False]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_nobody_waits():
     device = torch.device("cuda")

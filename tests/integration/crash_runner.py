@@ -162,7 +162,7 @@ def _sampling(stage):
     def inject(hit):
         from lit_pref.data.datamodule import RoundDataModule
 
-        _before(RoundDataModule, "_on_progress", hit, lambda self, at, *rest: at == stage)
+        _before(RoundDataModule, "tell", hit, lambda self, at, *rest: at == stage)
 
     return inject
 

@@ -7,6 +7,7 @@ import torch
 
 from lit_pref.metrics.window import Window
 from lit_pref.objectives.guard import NonFiniteGradients, StepGuard
+from lit_pref.objectives.optim import OptimizerSettings
 
 BAD = [False, True, True, False, True, False]
 
@@ -113,3 +114,15 @@ def test_the_log_says_it_once(caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "3 of the steps since the last row of metrics.csv skipped: the gradient is not finite (3 skipped so far)"
     ]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_updates_are_fused_where_they_can_be(name):
+    def fused(weight):
+        return OptimizerSettings(name=name).build([weight]).defaults["fused"]
+
+    class Sharded(torch.nn.Parameter):
+        """Stands for what is no plain tensor."""
+
+    assert fused(torch.nn.Parameter(torch.zeros(3))) is True
+    assert fused(Sharded(torch.zeros(3))) is None

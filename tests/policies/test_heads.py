@@ -69,3 +69,11 @@ def test_an_output_layer_of_its_own_is_frozen_and_a_shared_one_is_not():
     freeze_output_layer(shared)
     assert all(p.requires_grad for p in shared.parameters())
     assert math.isfinite(shared.model.get_output_embeddings().weight.sum().item())
+
+
+def test_weights_are_made_on_the_host_whatever_the_default_device():
+    """Lightning makes a GPU the default while models are configured, where no draw would work."""
+    with torch.device("meta"):
+        head = ScalarHead(8, init="normal", bias=True)
+    assert torch.equal(head.weight, ScalarHead(8, init="normal").weight)
+    assert head.bias.device.type == "cpu"

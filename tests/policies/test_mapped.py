@@ -79,6 +79,18 @@ def test_a_file_that_was_changed_is_noticed(tmp_path):
         reference.token_logps(tokens())
 
 
+def test_weights_on_a_device_need_their_file_no_more(tmp_path):
+    from lit_pref.policies import hf
+
+    policy = HFPolicy(hf(folder_of(tmp_path))).load()
+    reference = FrozenReference()
+    reference.prepare(policy)
+    reference.to(torch.device("cpu"))
+    assert reference.copy.mapped is not None
+    reference.to(torch.device("meta"))
+    assert reference.copy.mapped is None
+
+
 def test_other_weights_and_files_are_copied_as_before(tmp_path):
     policy = HFPolicy(random_model("small", small(300), seed=0)).load()
     reference = FrozenReference()

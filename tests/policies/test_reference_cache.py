@@ -4,11 +4,13 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lit_pref.policies import FrozenReference, HFPolicy, LoRA, hf, tiny
 from lit_pref.policies.reference_cache import ReferenceCache
 from lit_pref.types import FlatTokens
 
@@ -197,3 +199,44 @@ def test_hits_are_said_once_and_not_with_every_round(tmp_path, caplog):
             look_up(cache, tokens([4, 5]))
     assert caplog.text.count("reference log-probs: 0 of 1 stored responses") == 1
     assert caplog.text.count("reference log-probs") == 1
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    out = tmp_path_factory.mktemp("model")
+    HFPolicy(tiny()).load().save_pretrained(str(out))
+    return out
+
+
+def folder_of(model, root, *, precision="32-true", **options):
+    reference = FrozenReference(cache_dir=root)
+    reference.prepare(HFPolicy(model, **options))
+    return reference.cache(precision=precision).folder
+
+
+def test_a_model_with_and_without_adapters_has_one_cache(exported, tmp_path):
+    once = folder_of(hf(exported), tmp_path)
+    assert folder_of(hf(exported), tmp_path) == once
+    pytest.importorskip("peft")
+    assert folder_of(hf(exported), tmp_path, lora=LoRA(rank=2)) == once
+
+
+@pytest.mark.parametrize("what", ["weight", "rotation", "dtype", "precision", "forward"])
+def test_whatever_changes_log_probs_is_another_cache(exported, tmp_path, what):
+    once, model = folder_of(hf(exported), tmp_path), tmp_path / "model"
+    shutil.copytree(exported, model)
+    options = {}
+    if what == "weight":
+        weights = load_file(model / "model.safetensors")
+        weights["model.norm.weight"][3] += 1e-6
+        save_file(weights, model / "model.safetensors", {"format": "pt"})
+    elif what == "rotation":  # the weights are the same, the model is another
+        said = json.loads((model / "config.json").read_text())
+        said["rope_parameters"]["rope_theta"] = 100.0
+        (model / "config.json").write_text(json.dumps(said))
+    elif what == "precision":
+        options["precision"] = "bf16-mixed"
+    elif what == "forward":
+        options["path"] = "padded"
+    found = hf(model, dtype="bfloat16") if what == "dtype" else hf(model)
+    assert folder_of(found, tmp_path, **options) != once

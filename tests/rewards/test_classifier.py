@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from lit_pref.policies.models import tiny
-from lit_pref.rewards import ClassifierReward, RewardError, checked_scores
+from lit_pref.rewards import ClassifierReward, RewardError, checked_scores, classifier
 from lit_pref.types import Group, Prompt, Refusal, Response
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -204,3 +204,13 @@ def test_what_is_no_classifier_is_refused(llama, tmp_path):
     )
     with pytest.raises(Refusal, match="LlamaForCausalLM; expected a"):
         ClassifierReward(path=str(folder))
+
+
+def test_the_gpu_is_the_one_that_training_has_by_then(llama, monkeypatch):
+    """The reward is made before the trainer chooses a device."""
+    reward = ClassifierReward(path=str(llama))
+    asked = []
+    monkeypatch.setattr(classifier, "own_device", lambda: asked.append(1) or "meta")
+    assert reward._loaded().device.type == "meta"
+    assert ClassifierReward(path=str(llama), device="cpu")._loaded().device.type == "cpu"
+    assert asked == [1]

@@ -6,9 +6,11 @@ import threading
 from concurrent.futures import wait
 
 import pytest
+import torch
 
 from lit_pref.data.generate import generate_groups
 from lit_pref.rewards import CallableOracle, CallableReward, RewardError, Scoring, checked_scores
+from lit_pref.rewards.learned import own_device
 from lit_pref.rewards.scoring import Guarded
 from lit_pref.types import Group, Prompt, Refusal, Response
 
@@ -272,3 +274,23 @@ def test_an_oracle_needs_two_responses():
     oracle = CallableOracle(lambda p, a, b: [1.0] * len(p))
     with pytest.raises(Refusal, match="2 or more"), Scoring(oracle) as scoring:
         scoring.add(group("p", "a"))
+
+
+def test_threads_begin_on_the_gpu_of_their_process(monkeypatch):
+    """CUDA gives every new thread the first GPU of the machine."""
+    present = threading.local()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(present, "gpu", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: setattr(present, "gpu", gpu))
+    torch.cuda.set_device(3)
+    seen = []
+
+    def score(prompts, responses):
+        seen.append((own_device(), threading.current_thread() is threading.main_thread()))
+        return [0.0] * len(responses)
+
+    with Scoring(CallableReward(function=score)) as scoring:
+        scoring.add(group("a", "b"))
+        scoring.finish()
+    assert seen == [("cuda:3", False)]

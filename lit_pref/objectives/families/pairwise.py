@@ -31,6 +31,7 @@ class Side:
         all_lengths: [B] lengths of all responses of the micro-batch.
         weight: [N] how often each pair counts in the mean over pairs, or None: all the same.
         stats: all statistics of the forward.
+        sizes: ``lengths`` as numbers of the host, for sizes of tensors; None if nobody knows them.
     """
 
     logps: Tensor
@@ -42,6 +43,7 @@ class Side:
     stats: TokenStats
     ref_token_logps: Tensor | None = None
     all_lengths: Tensor | None = None
+    sizes: list[int] | None = None
     weight: Tensor | None = None
 
     @property
@@ -105,10 +107,13 @@ class PairwiseModule(PairedModule):
         ref = batch.notes.token.get("ref_logps")
         ref_logps = None if ref is None else self.response_sums(ref, tokens)
         lengths = sent(tokens.lengths, logps.device)
-        assert batch.view.pairs is not None
+        pairs = batch.view.pairs
+        assert pairs is not None
+        numbers = batch.view.pair_numbers()
         weight = batch.view.pair["weight"].to(logps)
 
-        def side(index: Tensor) -> Side:
+        def side(which: int) -> Side:
+            index = pairs[:, which]
             return Side(
                 logps=logps[index],
                 ref_logps=None if ref_logps is None else ref_logps[index],
@@ -119,10 +124,11 @@ class PairwiseModule(PairedModule):
                 stats=stats,
                 ref_token_logps=ref,
                 all_lengths=lengths,
+                sizes=[tokens.lengths[pair[which]] for pair in numbers],
                 weight=weight,
             )
 
-        return side(batch.view.pairs[:, 0]), side(batch.view.pairs[:, 1])
+        return side(0), side(1)
 
     def batch_loss(self, stats: TokenStats, batch: Batch) -> Tensor:
         chosen, rejected = self.sides(stats, batch)
