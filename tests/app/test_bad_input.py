@@ -233,7 +233,9 @@ def test_a_key_that_the_class_does_not_take_is_named():
     for key in ("lr", "sizes", "monitor"):  # for other groups, of other groups
         with pytest.raises(Refusal, match=f"does not take the key '{key}'"):
             make(OmegaConf.create({**node, key: 1}))
-    with pytest.raises(Refusal, match=r"'temprature'\. Did you mean temperature.*It takes cuda_graphs, max_new"):
+    with pytest.raises(
+        Refusal, match=r"'temprature'\. Did you mean temperature.*It takes cuda_graphs, max_new"
+    ):
         make(OmegaConf.create({**node, "temprature": 1}))
 
 

@@ -85,3 +85,28 @@ def test_a_step_between_two_rows_waits_for_nothing(job, monkeypatch, objective, 
     assert done.outcome.exit_code == 0, done.summary["reason"]
     assert len(steps) == 2
     assert watch.found == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_torch_sees_no_wait_on_a_gpu(job, monkeypatch, objective):
+    """The same by torch's own detector, which knows waits that are no operation."""
+    steps = []
+    run = ObjectiveModule.training_step
+
+    def watched(self, batch, batch_idx):
+        steps.append(batch_idx)
+        if len(steps) > 1:  # the first compiles, and makes what is made at first use
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(self, batch, batch_idx)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(ObjectiveModule, "training_step", watched)
+    monkeypatch.setattr(ObjectiveModule, "log_window", lambda self: None)
+    words = ["trainer.accelerator=gpu", "trainer.log_every_n_steps=1000", "data.rounds=2"]
+    done = job(f"objective={objective}", *SMALL, *words)
+    assert done.outcome.exit_code == 0, done.summary["reason"]
+    assert len(steps) == 4
