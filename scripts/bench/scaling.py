@@ -10,6 +10,7 @@ laws fitted to time and memory, beside that of the floating-point operations) ar
 
 import argparse
 import ctypes
+import importlib.util
 import itertools
 import logging
 import math
@@ -180,6 +181,8 @@ def main():
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--repeats", type=int, default=1, help="runs of each size; the fastest counts")
     a = p.parse_args()
+    if importlib.util.find_spec("matplotlib") is None:  # before minutes of measuring
+        p.error('the picture needs matplotlib: pip install -e ".[plots]"')
     import lightning  # noqa: F401  (it sets the levels of its loggers)
     import torch
 
