@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_pref.functional.segments import segment_sum, segment_varies
+from lit_pref.functional.segments import segment_sum, segment_varies, weighted_mean
 
 __all__ = [
     "generalised_advantages",
@@ -82,8 +82,8 @@ def whiten(
     """
     if not len(values):
         return values
-    centred = values - _mean(values, weight)
-    std = _mean(centred.square(), weight).sqrt()
+    centred = values - weighted_mean(values, weight)
+    std = weighted_mean(centred.square(), weight).sqrt()
     if shift:
         return centred / (std + eps)
     return values / (std + eps) if std > eps else values
@@ -136,11 +136,4 @@ def generalised_advantages(
 
 def subtract_mean(rewards: Tensor, *, weight: Tensor | None = None) -> Tensor:
     """Reward minus the mean over the whole round, [B]; ``weight`` [B] as in ``whiten``."""
-    return rewards - _mean(rewards, weight) if len(rewards) else rewards
-
-
-def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return values.mean()
-    weight = weight.to(values)
-    return (values * weight).sum() / weight.sum()
+    return rewards - weighted_mean(rewards, weight) if len(rewards) else rewards

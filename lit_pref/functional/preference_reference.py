@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_pref.functional.segments import weighted_mean
+
 __all__ = [
     "aot_loss",
     "apo_down_loss",
@@ -107,7 +109,7 @@ def bco_shift(
         A scalar without gradient; an empty side does not count.
     """
     sides = [
-        beta * (side.mean() if weight is None else (side * weight).sum() / weight.sum())
+        beta * weighted_mean(side, weight)
         for side in (chosen.detach(), rejected.detach())
         if len(side)
     ]

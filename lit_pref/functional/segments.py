@@ -9,7 +9,14 @@ from torch import Tensor
 
 from lit_pref.transfer import sent
 
-__all__ = ["expand_segments", "segment_mean", "segment_sum", "segment_varies", "suffix_sum"]
+__all__ = [
+    "expand_segments",
+    "segment_mean",
+    "segment_sum",
+    "segment_varies",
+    "suffix_sum",
+    "weighted_mean",
+]
 
 
 def segment_sum(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -78,3 +85,22 @@ def expand_segments(
     first = sizes.cumsum(0) - sizes
     position = torch.arange(len(owner), device=index.device) - first[owner]
     return starts[owner] + position, owner, position
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    r"""Mean of values that count ``weight`` times each, without asking their device for anything.
+
+    .. math:: \bar x = \frac{\sum_i w_i x_i}{\sum_i w_i}
+
+    Args:
+        values: [n], n at least 1 where there is no weight.
+        weight: [n], none negative; None counts each once.
+
+    Returns:
+        A scalar; 0 where nothing counts, for then nothing that is made of it counts either.
+    """
+    if weight is None:
+        return values.mean()
+    weight = weight.to(values)
+    total = weight.sum()
+    return (values * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))

@@ -122,7 +122,8 @@ class KTO(UnpairedModule):
                 total += (gap * often[part.owner()]).sum()
         # Groups without a counterpart (a batch that ties left with one group) count as distance 0.
         total = self.sum_over_processes(total)
-        return (total / weight.sum() if len(weight) else total).clamp(min=0)
+        often = weight.sum()
+        return (total / torch.where(often > 0, often, torch.ones_like(often))).clamp(min=0)
 
 
 def mismatched(

@@ -16,6 +16,7 @@ from lit_pref.functional.policy_gradient import (
     probability_ratio,
     token_weights,
 )
+from lit_pref.functional.segments import weighted_mean
 from lit_pref.objectives.checks import choice, positive, within
 from lit_pref.objectives.families.policy_gradient import PolicyGradientArgs, PolicyGradientModule
 from lit_pref.policies.heads import ScalarHead
@@ -150,7 +151,7 @@ class PPO(PolicyGradientModule):
         per_token = torch.zeros(sum(tokens.lengths), dtype=torch.float64)
         if self.kl_coef > 0 and self.kl_in == "reward":
             per_token -= self.penalty_weight() * self.log_ratio(round)
-        ends = torch.tensor(tokens.lengths).cumsum(0) - 1
+        ends = torch.tensor(tokens.lengths, dtype=torch.long).cumsum(0) - 1
         per_token[ends] += rewards
         values = round.notes.token["values"].double()
         advantage = generalised_advantages(
@@ -181,7 +182,7 @@ class PPO(PolicyGradientModule):
         round.counts["round/kl_coef"] = float(self.kl_weight)
         if len(kl):
             weight = self.response_columns(round)["weight"].to(kl)
-            mean = (kl * weight).sum() / weight.sum()
+            mean = weighted_mean(kl, weight)
             self.kl_weight.copy_(
                 adaptive_kl(
                     self.kl_weight, mean.to(self.kl_weight), target=self.kl_target,

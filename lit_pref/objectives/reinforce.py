@@ -105,7 +105,8 @@ class REINFORCE(PolicyGradientModule):
         if self.baseline == "running_mean":
             often = torch.ones_like(rewards) if weight is None else weight.to(rewards)
             total = self.reward_sum + (rewards * often).sum()
-            return rewards - total / (self.reward_count + often.sum())
+            seen = self.reward_count + often.sum()
+            return rewards - total / torch.where(seen > 0, seen, torch.ones_like(seen))
         return rewards
 
     def observe(self, round: Round) -> None:

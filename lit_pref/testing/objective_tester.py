@@ -271,6 +271,14 @@ class ObjectiveTester:
             response.ids = [*response.ids[::-1], 1, 2]
         assert_close(self.gradient_of(groups), before, self.tolerance, "a group of weight 0")
 
+    def test_a_batch_in_which_nothing_counts(self) -> None:
+        """It has no gradient, and leaves no number that is none."""
+        groups = self.groups()
+        for group in groups:
+            group.weight = 0.0
+        found = self.gradient_of(groups)
+        assert_close(found, torch.zeros_like(found), self.tolerance, "nothing counts")
+
     def test_group_of_weight_two(self) -> None:
         """It counts as the same group given twice."""
         if not self.order_free:  # where the second one stands would matter

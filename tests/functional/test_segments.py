@@ -2,7 +2,15 @@
 
 import torch
 
-from lit_pref.functional.segments import expand_segments, segment_mean, segment_sum, suffix_sum
+from lit_pref.functional.advantages import subtract_mean, whiten
+from lit_pref.functional.preference_reference import bco_shift
+from lit_pref.functional.segments import (
+    expand_segments,
+    segment_mean,
+    segment_sum,
+    suffix_sum,
+    weighted_mean,
+)
 
 # segments [1, 2], [], [4, 8, 16]
 VALUES = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=torch.float64)
@@ -37,3 +45,17 @@ def test_expanding_some_segments_repeatedly():
     assert position.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
     nothing = expand_segments(torch.tensor(LENGTHS), torch.tensor([], dtype=torch.long))
     assert [t.tolist() for t in nothing] == [[], [], []]
+
+
+def test_a_weighted_mean_is_that_of_repeated_values_and_0_where_nothing_counts():
+    values = torch.tensor([1.0, 4.0, 10.0])
+    assert weighted_mean(values, None) == 5
+    assert weighted_mean(values, torch.tensor([2, 1, 0])) == 2
+    assert weighted_mean(values, torch.zeros(3)) == 0
+    nothing = torch.zeros(3)
+    for made in (
+        whiten(values, weight=nothing),
+        subtract_mean(values, weight=nothing),
+        bco_shift(values, values, beta=0.1, weight=nothing),
+    ):
+        assert made.isfinite().all()
